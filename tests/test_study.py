@@ -81,7 +81,7 @@ def test_finding_prints_value_interval_level_n_and_unit() -> None:
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_a_finding_without_a_number_needs_a_reason_and_stays_json(value: float | None) -> None:
-    with pytest.raises(UsageError, match="'x'.*reason"):
+    with pytest.raises(UsageError, match=r"'x'.*reason"):
         Finding("x", value)
     kept = Finding("x", value, undefined="division by zero")
     assert json.loads(json.dumps(kept.to_dict(), allow_nan=False))["value"] is None
@@ -126,7 +126,8 @@ def test_rate_interval_is_clopper_pearson(counts: tuple[int, int]) -> None:
 
 def test_passing_is_by_the_point_rate_and_an_empty_calibration_has_not_passed() -> None:
     good, bad = Rate("recall", 9, 10, at_least=0.9), Rate("false", 2, 10, at_most=0.1)
-    assert good.passed and good.low < 0.9
+    assert good.passed
+    assert good.low < 0.9
     assert not bad.passed
     assert Calibration("s", (good,), 1.0).passed
     assert not Calibration("s", (good, bad), 1.0).passed
@@ -221,9 +222,9 @@ def test_trees_stay_at_home_and_a_fresh_labs_trees_vanish(tmp_path: Path) -> Non
 
 
 def test_the_table_of_systems_links_papers_and_keeps_its_columns() -> None:
-    assert paper_table([Toss()]).splitlines()[2] == (
-        r"| `coin-toss` | counts heads \| tails | Coins ([arXiv:2506.19143](https://arxiv.org/abs/2506.19143)) |  |"
-    )
+    link = "[arXiv:2506.19143](https://arxiv.org/abs/2506.19143)"
+    row = rf"| `coin-toss` | counts heads \| tails | Coins ({link}) |  |"
+    assert paper_table([Toss()]).splitlines()[2] == row
 
 
 def test_importing_the_contract_loads_no_torch() -> None:

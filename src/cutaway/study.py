@@ -1,8 +1,8 @@
 """The study contract: one published system as a typed config, ``run`` and ``calibrate``.
 
 A study wires a method to a model and to data. It returns plain `Findings`; whoever called it (the command
-line, a notebook, `cutaway.ledger`) decides what to keep. Studies register themselves by decorating their class
-with `study`; the id is the file name of the system's card.
+line, a notebook, `cutaway.ledger`) decides what to keep. Studies register by decorating their class with
+`study`; the id is the file name of the system's card.
 """
 
 import importlib
@@ -106,8 +106,9 @@ class Findings:
             raise UsageError(f"summary {self.summary[:40]!r}... has several lines; give one")
         for name in self.artifacts:
             if Path(name).name != name or not name.endswith(ARTIFACT_SUFFIXES):
-                allowed = " ".join(ARTIFACT_SUFFIXES)
-                raise UsageError(f"artifact {name!r}: give a plain file name ending in one of {allowed}")
+                raise UsageError(
+                    f"artifact {name!r}: plain file name ending in {', '.join(ARTIFACT_SUFFIXES)}"
+                )
         for name in self.inputs:
             if not name.startswith(("weights:", "data:")):
                 raise UsageError(f"input {name!r}: name it weights:<name> or data:<name>")
@@ -250,7 +251,7 @@ class Study(ABC, Generic[C]):
 
     @abstractmethod
     def run(self, config: C, lab: Lab) -> Findings:
-        """Run the method. On Ctrl-C return what is known with ``complete=False``, or let the interrupt pass."""
+        """Run the method. On Ctrl-C return what is known, ``complete=False``, or let it pass."""
 
     @abstractmethod
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
@@ -271,13 +272,12 @@ S = TypeVar("S", bound=type[Study[Any]])
 def study(cls: S) -> S:
     """Register a study class. RuntimeError when its id is taken or malformed, or its config is not strict."""
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cls.id):
-        raise RuntimeError(f"{_name(cls)}: id {cls.id!r} is not kebab-case")
+        raise RuntimeError(f"{cls}: id {cls.id!r} is not kebab-case")
     settings = cls.Config.model_config
     if not settings.get("frozen") or settings.get("extra") != "forbid":
-        raise RuntimeError(f"{_name(cls)}: Config must be frozen and forbid extras; use StudyConfig")
+        raise RuntimeError(f"{cls}: Config must be frozen and forbid extras; use StudyConfig")
     if cls.id in _registry:
-        first = _name(type(_registry[cls.id]))
-        raise RuntimeError(f"study id {cls.id!r} is registered by both {first} and {_name(cls)}")
+        raise RuntimeError(f"study id {cls.id!r} is registered by {type(_registry[cls.id])} and {cls}")
     _registry[cls.id] = cls()
     return cls
 
@@ -305,11 +305,9 @@ def parse_config(study: Study[C], settings: Mapping[str, str]) -> C:
     (``[1, 2]``); ``null`` is None where the field allows it. UsageError names the field and the value.
     """
     fields = study.Config.model_fields
-    for key in settings:
+    for key, text in settings.items():
         if key not in fields:
-            raise UsageError(
-                f"{key}={settings[key]}: {study.id} has no setting {key!r}{nearest(key, fields)}"
-            )
+            raise UsageError(f"{key}={text}: {study.id} has no setting {key!r}{nearest(key, fields)}")
     first = {key: None if text == "null" else text for key, text in settings.items()}
     try:
         return study.Config.model_validate(first)  # type: ignore[return-value]
@@ -334,10 +332,6 @@ def paper_table(studies: Iterable[Study[Any]]) -> str:
 
 def _finite(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else float(number)
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _from_json(text: str) -> Any:
