@@ -142,7 +142,7 @@ def test_passing_is_by_the_point_rate_and_an_empty_calibration_has_not_passed() 
 def test_registry_refuses_doubles_bad_ids_and_lax_configs(registry: dict[str, Any]) -> None:
     study(Toss)
     assert list(registry) == ["coin-toss"]
-    with pytest.raises(RuntimeError, match=r"Toss and .*Again"):
+    with pytest.raises(RuntimeError, match=r"Toss'> and .*Again'>"):
         study(type("Again", (Toss,), {}))
     with pytest.raises(RuntimeError, match="kebab-case"):
         study(type("Shout", (Toss,), {"id": "Coin_Toss"}))

@@ -106,9 +106,7 @@ class Findings:
             raise UsageError(f"summary {self.summary[:40]!r}... has several lines; give one")
         for name in self.artifacts:
             if Path(name).name != name or not name.endswith(ARTIFACT_SUFFIXES):
-                raise UsageError(
-                    f"artifact {name!r}: plain file name ending in {', '.join(ARTIFACT_SUFFIXES)}"
-                )
+                raise UsageError(f"artifact {name!r}: name it <name>{' or '.join(ARTIFACT_SUFFIXES)}")
         for name in self.inputs:
             if not name.startswith(("weights:", "data:")):
                 raise UsageError(f"input {name!r}: name it weights:<name> or data:<name>")
