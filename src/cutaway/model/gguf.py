@@ -1,0 +1,154 @@
+"""GGUF files, read once: de-quantised to a safetensors checkpoint that every later load maps straight from disk.
+
+The checkpoint lies under the cache home in a folder named by the GGUF's SHA-256. It is written beside its place and
+renamed into it, so a reader sees a whole checkpoint or none, and two processes that convert at once do not collide.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from cutaway.errors import CutawayError
+from cutaway.model.catalogue import Entry, digest, verify
+from cutaway.model.quiet import quiet
+
+_STALE_SECONDS = 3600.0
+"""A partial folder this old belongs to a conversion that was killed."""
+
+_DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva"})
+"""Values of ``tokenizer.ggml.pre`` whose tokenizer splits digits off before anything else."""
+
+
+def cache_home() -> Path:
+    """Return where Cutaway keeps what it can make again: CUTAWAY_HOME, else XDG_CACHE_HOME/cutaway, else ~/.cache/cutaway."""
+    if home := os.environ.get("CUTAWAY_HOME"):
+        return Path(home)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cutaway"
+
+
+def checkpoint_of(source: Path | Entry) -> Path:
+    """Return the directory with the de-quantised checkpoint of a GGUF file or catalogue entry, made where missing."""
+    if isinstance(source, Entry):
+        pieces, sha = source.paths(), source.sha256
+        verify(pieces, sha, source.name)
+    else:
+        pieces = (source,)
+        sha = digest(pieces)
+    home = cache_home() / "models"
+    final = home / sha
+    if not (final / "config.json").is_file():
+        _convert(pieces, home, final)
+    return final
+
+
+def _convert(pieces: tuple[Path, ...], home: Path, final: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        _sweep(home)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
+    except OSError as error:
+        raise CutawayError(
+            f"cannot write to the cache {home}: {error.strerror}; set CUTAWAY_HOME to a folder with room"
+        ) from error
+    try:
+        _write(_joined(pieces, partial), partial / "checkpoint")
+        _publish(partial / "checkpoint", final)
+    except (OSError, SafetensorError) as error:
+        raise CutawayError(
+            f"cannot convert {pieces[0].name} into {home}: {_line(error)}; needs about"
+            f" {_need(pieces)} MB of room there, or set CUTAWAY_HOME to another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(gguf: Path, target: Path) -> None:
+    model = _read(gguf)
+    tokenizer = _tokenizer(gguf)
+    with quiet():
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _read(gguf: Path) -> Any:
+    """Return the file's model with dense fp32 weights in the modules its config names."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.utils.quantization_config import GgufConfig
+
+    with quiet():
+        try:
+            read = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise CutawayError(
+                f"{gguf.name} is not a GGUF file this version of transformers can read: {_line(error)}"
+            ) from error
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config
+    with no_init_weights():
+        model = type(read)(read.config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    return model
+
+
+def _tokenizer(gguf: Path) -> Any:
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _DIGIT_SPLITTERS:
+        # transformers gives every such file GPT-2's rule, under which "\n\n1" loses its "\n\n" token
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        )
+    return tokenizer
+
+
+def _publish(checkpoint: Path, final: Path) -> None:
+    try:
+        checkpoint.rename(final)
+    except OSError:
+        if not (final / "config.json").is_file():  # otherwise another process was first, with the same bytes
+            raise
+
+
+def _joined(pieces: tuple[Path, ...], folder: Path) -> Path:
+    if len(pieces) == 1:
+        return pieces[0]
+    whole = folder / "weights.gguf"
+    with whole.open("wb") as out:
+        for piece in pieces:
+            with piece.open("rb") as part:
+                shutil.copyfileobj(part, out, 1 << 22)
+    return whole
+
+
+def _sweep(home: Path) -> None:
+    for partial in home.glob(".partial-*"):
+        if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _need(pieces: tuple[Path, ...]) -> int:
+    return sum(piece.stat().st_size for piece in pieces) * 8 // 1_000_000
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
