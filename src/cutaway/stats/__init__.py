@@ -1,0 +1,1 @@
+"""Intervals, bands, confidence sequences, e-processes, false-discovery control, divergences, smoothing."""
