@@ -11,9 +11,11 @@ function drawLegend() {
       clip(answerName(entry.answer), 32), ...(entry.index ? [] : [node("em", {}, "(the answer given)")])));
   const hidden = map.answers.length - shown.length;
   if (hidden > 0) items.push(node("span", { class: "item rest" }, `${hidden} rarer ${hidden > 1 ? "answers" : "answer"} not drawn`));
-  if (map.status.includes("anchor")) {
-    items.push(node("span", { class: "item" },
-      svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, svg("path", { d: "M2,2h10l-5,8z", class: "flag" })), "anchor"));
+  for (const status of ["anchor", "no effect", "undecided"].filter((each) => map.status.includes(each))) {
+    const sign = status === "anchor"
+      ? svg("path", { d: "M2,2h10l-5,8z", class: "flag" })
+      : svg("rect", { x: 1, y: 3, width: 12, height: 6, rx: 2, class: `cell ${statusClass(status)}` });
+    items.push(node("span", { class: "item status" }, svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, sign), status));
   }
   document.getElementById("legend").replaceChildren(...items);
 }

@@ -1,0 +1,47 @@
+# Everything runs from .venv in this checkout; `make` alone lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow bench lint clean
+
+# What `make demo` asks; any of these can be given on the command line: make demo DEMO_PROMPT='...'
+export DEMO_PROMPT ?= Mia leaves the house and has to choose: umbrella, raincoat or sunglasses? Think it through.
+DEMO_MODEL ?= smollm2-135m-instruct
+DEMO_REPORT ?= report.html
+DEMO_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --jaxtyping-packages=cutaway,beartype.beartype
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+# One environment with every extra: a second one without the development tools would save a tenth of the
+# download and could disagree with the one that is tested.
+$(READY): pyproject.toml constraints.txt tools/setup
+	@tools/setup $@
+
+setup: $(READY)  ## create or update .venv
+
+demo: $(READY)  ## explain one answer of a small model that ships with the set-up; writes report.html
+	@$(BIN)/cutaway explain "$$DEMO_PROMPT" --model "$(DEMO_MODEL)" --report "$(DEMO_REPORT)" $(DEMO_ARGS)
+
+# The tests run even when lint fails, so that one run tells everything.
+test: $(READY)  ## lint, then every test but the slow ones
+	@status=0; $(MAKE) --no-print-directory lint || status=1; $(PYTEST) -m "not slow" || status=1; exit $$status
+
+test-slow: $(READY)  ## the tests on real models
+	@$(PYTEST) -m slow
+
+bench: $(READY)  ## measure, each benchmark beside its baseline
+	@$(BIN)/python benchmarks/run.py
+
+lint: $(READY)  ## style, types and the floors of the house
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+clean:  ## remove .venv and whatever tools left behind
+	rm -rf .venv build dist report.html .*_cache .hypothesis src/*.egg-info
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
