@@ -1,8 +1,10 @@
-"""One language model: Hugging Face's own modules and numbers, with text and token ids going in and tensors coming out."""
+"""One language model: Hugging Face's own modules and numbers; text and token ids go in, tensors come out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.errors import UsageError
+from cutaway.model.apply import edited as apply_edits
+from cutaway.model.capture import Activations
+from cutaway.model.capture import capture as run_capture
+from cutaway.model.edits import Edit, Positions
+from cutaway.model.families import Layout, resolve
 
 Rows = str | Sequence[str] | Sequence[Sequence[int]]
 
@@ -62,6 +69,11 @@ class Model:
             f" {str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the sites are; UsageError for a model whose blocks have no known shape."""
+        return resolve(self.hf)
+
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
@@ -72,7 +84,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, dtypes, shapes and bytes of the state dict; computed again once a weight changed in place."""
+        """SHA-256 over the state dict: names, dtypes, shapes, bytes. Computed again once a weight changed."""
         state = self.hf.state_dict(keep_vars=True)
         stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
         if self._fingerprint is None or self._fingerprint[0] != stamp:
@@ -134,9 +146,40 @@ class Model:
         return Batch(padded, torch.arange(width, device=self.device) < lengths[:, None])
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch pos vocab"]:
-        """Return the model's logits, bit for bit those of Hugging Face's own forward where nothing is edited."""
+        """Return the model's logits, bit for bit those of Hugging Face where nothing is edited."""
         output: Tensor = self.hf(**batch.forward_kwargs(), use_cache=False).logits
         return output
+
+    def capture(
+        self,
+        batch: Batch | Rows,
+        sites: str | Sequence[str],
+        positions: Positions = None,
+        *,
+        special: bool = False,
+    ) -> Activations:
+        """Return the tensors of ``sites`` from one forward, which ends after the last layer needed.
+
+        ``positions`` are counted in each row without its padding: None for all, an int, several ints, a slice, or
+        "last"; negative ones count from the row's end. The pos axis stays, also for one position. The result's mask
+        leaves out padding and, unless ``special``, special tokens; positions named one by one are always in it.
+        Gradients are kept where grad mode is on. Inside `edited`, the values are the edited ones.
+
+        Raises UsageError for a site, layer, head or position that the model or a row does not have.
+        """
+        rows = batch if isinstance(batch, Batch) else self.batch(batch)
+        skipped = frozenset() if special else self.special_ids
+        return run_capture(self.layout, rows, sites, positions, skipped)
+
+    @contextmanager
+    def edited(self, *edits: Edit) -> "Iterator[Model]":
+        """Apply ``edits``, in order, to every forward inside the block: plain, batched, generating, training.
+
+        Raises UsageError on entry for an edit that does not fit; EditError on exit for one that had no effect
+        (not when the block itself raised). All hooks are gone afterwards.
+        """
+        with apply_edits(self.layout, edits):
+            yield self
 
     @property
     def _pad(self) -> int:

@@ -1,0 +1,342 @@
+"""Edits at work: ordinary forward hooks, one for each module side, that compute new values without writing in place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import UsageError
+from cutaway.model.edits import (
+    Add,
+    AttentionMask,
+    Edit,
+    EditError,
+    Mask,
+    Patch,
+    Project,
+    Replace,
+    Scale,
+)
+from cutaway.model.families import HEAD_KINDS, Layout, Port
+from cutaway.model.sites import Site, parse
+from cutaway.model.where import Locator, Where
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""``(the module's tensor, its input)`` to its new tensor."""
+
+
+class _Running:
+    """One edit in one context: does the arithmetic and notes whether anything changed."""
+
+    def __init__(self, edit: Edit, locator: Locator) -> None:
+        self.edit = edit
+        self.locator = locator
+        self.reached = False
+        self.changed = False
+        self._basis: Tensor | None = None
+
+    def __call__(self, value: Tensor, rank: int) -> Tensor:
+        """Return the edited ``value`` [batch pos ...] with ``rank`` axes after pos."""
+        edit, positions = self.edit, getattr(self.edit, "positions", None)
+        self.reached = True
+        operand = _operand(edit)
+        local = positions is not None or (operand is not None and operand.ndim > rank)
+        chosen: Tensor | None = None
+        if local:
+            where = self.locator.where()
+            columns = where.queries[:, -value.shape[1] :]
+            chosen, order = where.match(positions, columns)
+            if isinstance(edit, Patch):
+                order = columns
+            operand, inside = _align(edit, operand, rank, order, len(value))
+            if inside is not None:
+                chosen = inside if chosen is None else chosen & inside
+        new = self._arithmetic(value, operand)
+        if chosen is not None:
+            new = torch.where(chosen[(..., *[None] * rank)], new, value)
+        self._note(new, value, operand)
+        return new
+
+    def _arithmetic(self, value: Tensor, operand: Tensor | None) -> Tensor:
+        edit = self.edit
+        if isinstance(edit, Project):
+            return _project(value, self._directions(value), edit.keep)
+        if isinstance(edit, Mask):
+            return value * _keep(edit, value) if edit.index is not None else torch.zeros_like(value)
+        if isinstance(edit, Scale) and operand is None:
+            return value * edit.factor
+        assert operand is not None  # noqa: S101  every other edit carries a tensor
+        operand = operand.to(value)
+        if isinstance(edit, Add):
+            return value + edit.scale * operand
+        if isinstance(edit, Scale):
+            return value * operand
+        return operand.expand_as(value)
+
+    def _directions(self, value: Tensor) -> Tensor:
+        assert isinstance(self.edit, Project)  # noqa: S101
+        if self.edit.directions.requires_grad:
+            return self.edit.basis().to(value.device)
+        if self._basis is None:
+            self._basis = self.edit.basis().to(value.device)
+        return self._basis
+
+    def _note(self, new: Tensor, old: Tensor, operand: Tensor | None) -> None:
+        if not self.changed:
+            # a tensor being trained may start where it changes nothing
+            trained = operand is not None and operand.requires_grad
+            self.changed = trained or not torch.equal(new, old)
+
+
+@contextmanager
+def edited(layout: Layout, edits: Sequence[Edit]) -> Iterator[None]:
+    """Apply ``edits`` to every forward inside the block, in the order given; then take all hooks off.
+
+    Raises UsageError on entry for an edit that does not fit the model, EditError on exit for one without effect.
+    """
+    locator = Locator(layout.decoder)
+    running = [_Running(edit, locator) for edit in edits]
+    handles: list[Any] = []
+    try:
+        handles.append(layout.decoder.register_forward_pre_hook(locator.hook, with_kwargs=True))
+        plans: dict[tuple[nn.Module, str], list[Change]] = {}
+        for run in running:
+            _plan(layout, run, plans, handles)
+        handles.extend(_hook(module, side, changes) for (module, side), changes in plans.items())
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for run in running:
+        if not run.changed:
+            raise EditError(_idle(run))
+
+
+def _plan(
+    layout: Layout, run: _Running, plans: dict[tuple[nn.Module, str], list[Change]], handles: list[Any]
+) -> None:
+    for site in parse(run.edit.site, layout):
+        if isinstance(run.edit, AttentionMask):
+            _check_heads(run.edit, layout)
+            handles.append(_hook_mask(layout, run, run.edit, site))
+            continue
+        if site.kind == "pattern":
+            raise UsageError(
+                f"{type(run.edit).__name__} at {str(site)!r}: attention weights are never formed by the fused"
+                " kernel, so they cannot be edited; use AttentionMask, or edit q, k or z"
+            )
+        dims = layout.dims(site.kind)
+        dims = dims[1:] if site.head is not None else dims
+        _check(run.edit, site, dims)
+        port, change = _change(layout, run, site, len(dims), handles)
+        plans.setdefault((port.module, port.side), []).append(change)
+
+
+def _change(layout: Layout, run: _Running, site: Site, rank: int, handles: list[Any]) -> tuple[Port, Change]:
+    if site.kind == "resid_mid":
+        return _change_mid(layout, run, site, handles)
+    port = layout.port(site.kind, site.layer)
+
+    def change(tensor: Tensor, given: Tensor) -> Tensor:
+        value = port.read(tensor, given)
+        if site.head is None:
+            return port.write(tensor, given, run(value, rank))
+        new = value.clone()
+        new[:, :, site.head] = run(value[:, :, site.head], rank)
+        return port.write(tensor, given, new)
+
+    return port, change
+
+
+def _change_mid(layout: Layout, run: _Running, site: Site, handles: list[Any]) -> tuple[Port, Change]:
+    """Edit the stream between attention and MLP by way of what attention adds to it.
+
+    A hook before the MLP's norm would miss the residual branch, which no module carries.
+    """
+    assert site.layer is not None  # noqa: S101  parse gives every resid_mid a layer
+    layout.port("resid_mid", site.layer)
+    port = layout.port("attn_out", site.layer)
+    base: list[Tensor] = []
+
+    def stash(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        base[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    handles.append(layout.entry(site.layer).register_forward_pre_hook(stash, with_kwargs=True))
+
+    def change(tensor: Tensor, _given: Tensor) -> Tensor:
+        return run(base[0] + tensor, 1) - base[0]
+
+    return port, change
+
+
+def _hook(module: nn.Module, side: str, changes: Sequence[Change]) -> Any:
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0] if args else kwargs["hidden_states"]
+        for change in changes:
+            tensor = change(tensor, tensor)
+        return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tensor})
+
+    def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = args[0] if args else kwargs.get("hidden_states")
+        tensor = output[0] if isinstance(output, tuple) else output
+        for change in changes:
+            tensor = change(tensor, given)
+        return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+    if side == "in":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after, with_kwargs=True)
+
+
+def _hook_mask(layout: Layout, run: _Running, edit: AttentionMask, site: Site) -> Any:
+    assert site.layer is not None  # noqa: S101
+    layer = site.layer
+    attn = layout.attn(layer)
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run.reached = True
+        hidden = args[0] if args else kwargs["hidden_states"]
+        where = run.locator.where()
+        old = kwargs.get("attention_mask")
+        allowed, key_positions = _allowed(where, old, hidden.shape[1], layer)
+        kept = _hide(edit, where, allowed, key_positions, layout.n_heads)
+        run.changed = run.changed or not torch.equal(kept, allowed.expand_as(kept))
+        style: Literal["bool", "add"] = "bool" if layout.hf.config._attn_implementation == "sdpa" else "add"
+        return args, {**kwargs, "attention_mask": _as_mask(kept, old, hidden.dtype, style)}
+
+    return attn.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _allowed(where: Where, mask: Tensor | None, width: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Return what each query may see [batch|1 head|1 pos keys], and the absolute position of each key column."""
+    offset, length = 0, where.keys.shape[1]
+    if where.cache is not None:
+        length, offset = where.cache.get_mask_sizes(width, layer)
+    if mask is not None:
+        length = mask.shape[-1]
+    key_positions = where.keys[:, offset : offset + length]
+    if key_positions.shape[1] < length:
+        key_positions = nn.functional.pad(key_positions, (0, length - key_positions.shape[1]), value=-1)
+    if mask is None:
+        columns = torch.arange(length, device=key_positions.device)
+        allowed = columns[None] <= (where.past - offset + columns[:width])[:, None]
+        return allowed[None, None], key_positions
+    if mask.dtype == torch.bool:
+        return mask, key_positions
+    return mask > torch.finfo(mask.dtype).min / 2, key_positions
+
+
+def _hide(edit: AttentionMask, where: Where, allowed: Tensor, key_positions: Tensor, n_heads: int) -> Tensor:
+    queries, _ = where.match(edit.queries, where.queries)  # type: ignore[arg-type]
+    keys, _ = where.match(edit.keys, key_positions)  # type: ignore[arg-type]
+    queries = where.queries >= 0 if queries is None else queries
+    keys = key_positions >= 0 if keys is None else keys
+    blocked = queries[:, None, :, None] & keys[:, None, None, :]
+    if edit.heads is not None:
+        listed = torch.tensor(edit.heads, device=blocked.device)
+        heads = torch.zeros(n_heads, dtype=torch.bool, device=blocked.device).index_fill(0, listed, True)
+        blocked = blocked & heads[None, :, None, None]
+    kept = allowed & ~blocked
+    itself = where.queries[:, None, :, None] == key_positions[:, None, None, :]
+    lost = allowed.any(-1, keepdim=True) & ~kept.any(-1, keepdim=True)
+    return kept | (lost & itself & allowed)
+
+
+def _as_mask(kept: Tensor, old: Tensor | None, dtype: torch.dtype, style: str) -> Tensor:
+    if old is not None and old.dtype != torch.bool:
+        return torch.where(kept, old, torch.finfo(old.dtype).min)
+    if style == "bool":
+        return kept
+    return torch.zeros_like(kept, dtype=dtype).masked_fill(~kept, torch.finfo(dtype).min)
+
+
+def _operand(edit: Edit) -> Tensor | None:
+    if isinstance(edit, Add):
+        return edit.vector
+    if isinstance(edit, Replace):
+        return edit.value
+    if isinstance(edit, Patch):
+        return edit.source
+    return edit.factor if isinstance(edit, Scale) and isinstance(edit.factor, Tensor) else None
+
+
+def _align(
+    edit: Edit, operand: Tensor | None, rank: int, order: Tensor, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the operand laid out as [rows|1 pos ...], and which columns it has a value for (None: all)."""
+    if operand is None or operand.ndim <= rank:
+        return operand, None
+    values = operand if operand.ndim == rank + 2 else operand[None]
+    if len(values) not in (1, rows):
+        raise UsageError(
+            f"{type(edit).__name__} at {edit.site!r}: {len(values)} rows of values for a batch of {rows}"
+        )
+    inside = (order >= 0) & (order < values.shape[1])
+    index = order.clamp(0, values.shape[1] - 1)
+    height = max(len(values), len(index))
+    picked = values.to(order.device).expand(height, *values.shape[1:])
+    return picked[torch.arange(height, device=order.device)[:, None], index.expand(height, -1)], inside
+
+
+def _project(value: Tensor, basis: Tensor, keep: bool) -> Tensor:
+    wide = torch.promote_types(value.dtype, torch.float32)
+    exact = value.to(wide)
+    basis = basis.to(wide)
+    inside = (exact @ basis.T) @ basis
+    return (inside if keep else exact - inside).to(value.dtype)
+
+
+def _keep(edit: Mask, value: Tensor) -> Tensor:
+    """Return ones with zeros at the masked heads (site values with a head axis) or entries of the last axis."""
+    assert isinstance(edit.index, tuple)  # noqa: S101
+    axis = 2
+    keep = torch.ones(value.shape[axis], dtype=value.dtype, device=value.device)
+    keep = keep.index_fill(0, torch.tensor(edit.index, device=value.device), 0)
+    return keep[(..., *[None] * (value.ndim - axis - 1))]
+
+
+def _check(edit: Edit, site: Site, dims: tuple[int, ...]) -> None:
+    what = f"{type(edit).__name__} at {str(site)!r}"
+    if isinstance(edit, Mask) and isinstance(edit.index, tuple):
+        unit = "head" if len(dims) == 2 and site.kind in HEAD_KINDS else "index"
+        bad = [index for index in edit.index if not 0 <= index < dims[0]]
+        if bad:
+            raise UsageError(f"{what}: {unit} {bad[0]} must be 0..{dims[0] - 1}")
+    if isinstance(edit, Project) and edit.directions.shape[-1] != dims[-1]:
+        raise UsageError(f"{what}: directions have {edit.directions.shape[-1]} entries, the site {dims[-1]}")
+    operand = _operand(edit)
+    if operand is None or operand.ndim == 0:
+        return
+    extra = operand.ndim - len(dims)
+    if extra not in (0, 1, 2) or tuple(operand.shape[extra:]) != dims:
+        raise UsageError(
+            f"{what}: tensor of shape {list(operand.shape)} does not fit; the site has {list(dims)} at one"
+            " position, with [pos ...] or [batch pos ...] in front where positions differ"
+        )
+    positions = getattr(edit, "positions", None)
+    if extra and not isinstance(edit, Patch) and isinstance(positions, tuple):
+        given = operand.shape[extra - 1]
+        if given != len(positions):
+            raise UsageError(f"{what}: {given} values for {len(positions)} positions")
+
+
+def _check_heads(edit: AttentionMask, layout: Layout) -> None:
+    if layout.hf.config._attn_implementation not in ("sdpa", "eager"):
+        raise UsageError(
+            f"AttentionMask: attention {layout.hf.config._attn_implementation!r} takes no mask of ours;"
+            " load the model with 'sdpa'"
+        )
+    bad = [head for head in edit.heads or () if not 0 <= head < layout.n_heads]  # type: ignore[union-attr]
+    if bad:
+        raise UsageError(f"AttentionMask: head {bad[0]} must be 0..{layout.n_heads - 1}")
+
+
+def _idle(run: _Running) -> str:
+    if not run.reached:
+        return f"{run.edit!r} met no forward pass that reached its site; run the model inside the block"
+    return (
+        f"{run.edit!r} changed nothing: no token stood at its positions or the values were already so;"
+        " check its positions and values"
+    )
