@@ -61,14 +61,14 @@ def test_a_real_difference_is_found_and_no_difference_is_not():
 def test_bounded_mean_cs_covers_at_every_time_and_narrows():
     rng = np.random.default_rng(1)
     misses, widths = 0, []
-    for _ in range(60):
+    for _ in range(40):
         low, high = bounded_mean_cs((rng.random(80) < 0.2).astype(float), 0.9)
         known = np.isfinite(low)
         assert np.all(np.diff(low[known]) >= 0)
         assert np.all(np.diff(high[known]) <= 0)
         misses += not np.all((low <= 0.2) & (high >= 0.2))
         widths.append(high[-1] - low[-1])
-    assert misses / 60 <= 0.1 + 2 * np.sqrt(0.09 / 60)
+    assert misses / 40 <= 0.1 + 2 * np.sqrt(0.09 / 40)
     assert np.nanmean(widths) < 0.3
 
 

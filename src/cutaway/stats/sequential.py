@@ -60,9 +60,9 @@ def bounded_mean_cs(
     With probability at least ``level`` the mean lies inside at *all* times. The values need a constant
     conditional mean given the past, nothing else. For each candidate mean m on a grid the wealth of bettors
     with fixed stakes (``_kelly_stakes``), averaged, is a martingale when m is true; m is dropped for good
-    once the average reaches 1 / (1 - level). A mean between grid points counts as kept while a neighbour is (one
-    step is added on each side). When every candidate has been dropped (the data refute a constant mean) both
-    ends are nan from there on.
+    once the average reaches 1 / (1 - level). A mean between grid points counts as kept while a neighbour is
+    (one step is added on each side). When every candidate has been dropped (the data refute a constant mean)
+    both ends are nan from there on.
     """
     check_level(level)
     x = np.asarray(values, dtype=float)
