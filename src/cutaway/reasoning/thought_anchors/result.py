@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Status = Literal["anchor", "no effect", "undecided"]
+NO_ANSWER = "(none)"
+OTHER = "(other)"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class AnchorMap:
     draws: Int[np.ndarray, " sentence"]
     """Independent rollouts that leave the trace within each sentence."""
     alternatives: tuple[tuple[Alternative, ...], ...]
+    control: int
+    """Sentences "certified" when each one's own draws are compared with themselves; 0 is expected."""
     truncated: float
     """Share of rollouts cut at max_tokens."""
     unanswered: float

@@ -1,0 +1,358 @@
+"""Thought anchors: which sentences of a chain of thought decided its answer (Bogdan et al. 2025, arXiv 2506.19143).
+
+`find_anchors` takes a trace and an outcome function and returns an `AnchorMap`: the distribution of answers at
+every sentence boundary with a simultaneous band, the sentences that certifiably moved it, what the model would
+have said instead, and what it cost.
+
+Estimator ``deviation`` (the card's "Beyond the paper"):
+ 1. One forward pass gives the probability of every token of the trace, hence the chance that a rollout repeats a
+    sentence, and where a rollout that leaves a sentence leaves it (`strata`).
+ 2. Thin pass: a few rollouts forced to leave in each sentence. Sentences that are all but certain cost nothing.
+ 3. Rounds: further rollouts where a decoded token promises most, for the curve and for undecided sentences
+    (`allocate`), until the budget is spent or every sentence is decided and the band is narrow.
+ 4. Curve: the mixture of step 1, smoothed along the trace by a change-point prior fitted to the run itself and
+    kept inside the band. Band: melded confidence distributions of the strata, no smoothness assumed.
+ 5. Certify: e-processes with false-discovery control; confidence sequences for "no effect" (`certify`).
+
+Estimator ``uniform`` (the paper, section 3): 100 free rollouts from every boundary, raw frequencies. Differences from
+the published code: prefixes are token ids (never re-joined text), and rollouts without an answer are a visible
+label instead of being dropped.
+
+Limits: the e-processes share one budget, so whether a test gets more draws depends a little on its neighbours;
+`self_comparison` runs beside every result as the control. P(answer) is that of the sampling settings in use.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cutaway.errors import CutawayError, UsageError
+from cutaway.reasoning.thought_anchors.allocate import allocate
+from cutaway.reasoning.thought_anchors.alternatives import Embed, first_sentence, group_alternatives
+from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
+from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, Alternative, AnchorMap
+from cutaway.reasoning.thought_anchors.strata import Strata, build_strata
+from cutaway.sampling import BranchTree, Cost, Engine, Request, Rollout, Settings, Trace, make_trace, sample
+from cutaway.stats import difference_interval, mixture_band, smooth_martingale
+
+Decode = Callable[[Sequence[int]], str]
+Report = Callable[[int, int, str], None]
+"""Called with (tokens spent, tokens planned, note)."""
+
+THIN = 6
+ROUND = 128
+UNIFORM = 100
+SHOWN_ANSWERS = 6
+
+
+@dataclass
+class _Evidence:
+    """Everything drawn so far; a stratum's lists are in the order of its draw numbers."""
+
+    n: int
+    answers: list[list[str]] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    truncated: int = 0
+
+    def __post_init__(self) -> None:
+        self.answers, self.texts, self.lengths = ([[] for _ in range(self.n)] for _ in range(3))
+
+    @property
+    def draws(self) -> Int[np.ndarray, " sentence"]:
+        return np.array([len(found) for found in self.answers])
+
+    @property
+    def spent(self) -> int:
+        return sum(map(sum, self.lengths))
+
+    def hits(self, answer: str) -> list[list[bool]]:
+        return [[each == answer for each in found] for found in self.answers]
+
+
+def sample_trace(
+    engine: Engine,
+    prompt: Sequence[int],
+    outcome: Callable[[str], str | None],
+    decode: Decode,
+    settings: Settings,
+    seed: int = 0,
+    tries: int = 12,
+    tree: BranchTree | None = None,
+) -> Trace:
+    """The first of up to ``tries`` sampled continuations that ends by itself and has an answer.
+
+    CutawayError when none does, with the end of one of them.
+    """
+    last = ""
+    for first in range(0, tries, 4):
+        seeds = tuple(seed * 1000 + k for k in range(first, min(first + 4, tries)))
+        request = Request(tuple(prompt), seeds, settings)
+        found = {rollout.seed: rollout for _, rollout in _sample(tree, engine, [request])}
+        for each in (found[s] for s in seeds):
+            last = decode(each.ids)
+            if each.finish == "stop" and outcome(last) is not None:
+                return make_trace(prompt, each, settings, decode)
+    raise CutawayError(
+        f"no answer in {tries} sampled traces (max_tokens={settings.max_tokens}); ask for the answer in the "
+        f"prompt, choose another outcome or raise max_tokens. One trace ended: {last[-80:]!r}"
+    )
+
+
+def find_anchors(
+    engine: Engine,
+    trace: Trace,
+    outcome: Callable[[str], str | None],
+    decode: Decode,
+    *,
+    budget: int | None = None,
+    estimator: Literal["deviation", "uniform"] = "deviation",
+    reuse: bool = True,
+    delta: float = 0.2,
+    fdr: float = 0.05,
+    level: float = 0.95,
+    seed: int = 0,
+    tree: BranchTree | None = None,
+    embed: Embed | None = None,
+    report: Report = lambda spent, planned, note: None,
+    deadline: float | None = None,
+) -> AnchorMap:
+    """Estimate the answer curve of ``trace`` and certify its anchors.
+
+    ``budget`` is in decoded tokens (rollouts found in ``tree`` count as if decoded, so a rerun takes the same
+    path); None means a fifth of what the uniform estimator is expected to cost. ``deadline`` (`time.monotonic`)
+    ends the run early. Ctrl-C does too: the result then says ``complete=False``. With ``reuse=False`` every
+    rollout starts freely at its boundary. Raises UsageError for a trace without an answer or sampling that
+    cannot vary.
+    """
+    started, before = time.monotonic(), engine.cost
+    own = outcome(decode(trace.ids))
+    if own is None:
+        raise UsageError("the trace itself has no answer; choose another outcome or trace")
+    if trace.settings.temperature == 0:
+        raise UsageError("temperature=0 leaves nothing to resample; use a temperature above 0")
+    probs = None
+    if reuse and estimator == "deviation":
+        probs = engine.token_probs(trace.prompt, trace.ids, trace.settings)
+    strata = build_strata(trace.ids, trace.spans, probs)
+    evidence = _Evidence(strata.n)
+    planned = budget if budget is not None else _default_budget(trace) if estimator == "deviation" else None
+    run = _Run(engine, trace, outcome, decode, strata, evidence, seed, tree, own, report, deadline)
+    try:
+        if estimator == "uniform":
+            finished = run.uniformly(budget)
+            verdicts = judge(strata, evidence.hits(own), seed, delta, fdr, level)
+        else:
+            verdicts, finished = run.adaptively(planned or 0, delta, fdr, level)
+    except KeyboardInterrupt:
+        finished = False
+        verdicts = judge(strata, evidence.hits(own), seed, delta, fdr, level)
+    return run.result(verdicts, finished, estimator, level, fdr, embed, engine.cost - before, started)
+
+
+def _default_budget(trace: Trace) -> int:
+    remaining = sum(len(trace.ids) - start for start, _ in trace.spans)
+    return max(2000, remaining * UNIFORM // 5)
+
+
+def _sample(
+    tree: BranchTree | None, engine: Engine, requests: Sequence[Request]
+) -> "Sequence[tuple[int, Rollout]]":
+    return list(sample(tree, engine, requests) if tree is not None else engine.stream(requests))
+
+
+@dataclass
+class _Run:
+    engine: Engine
+    trace: Trace
+    outcome: Callable[[str], str | None]
+    decode: Decode
+    strata: Strata
+    evidence: _Evidence
+    seed: int
+    tree: BranchTree | None
+    own: str
+    report: Report
+    deadline: float | None
+
+    def adaptively(self, planned: int, delta: float, fdr: float, level: float) -> tuple[Verdicts, bool]:
+        """Thin pass and rounds; returns the verdicts and whether every sentence was decided."""
+        strata, evidence = self.strata, self.evidence
+        price = np.array([len(self.trace.ids) - start for start, _ in strata.spans], dtype=float)
+        uncertain = 1 - strata.stay > 0.01
+        thin = int(np.clip(planned / 2 / max(1.0, price[uncertain].sum()), 2, THIN))
+        for _ in range(0, thin, 2):
+            self.draw(np.where(uncertain, 2, 0), planned)
+        while True:
+            hits = evidence.hits(self.own)
+            verdicts = judge(strata, hits, self.seed, delta, fdr, level)
+            undecided = np.array([status == "undecided" for status in verdicts.status])
+            left = planned - evidence.spent
+            late = self.deadline is not None and time.monotonic() > self.deadline
+            if left <= 0 or late or (not undecided.any() and self._band_width(level) < delta):
+                return verdicts, not undecided.any()
+            for i in range(strata.n):
+                price[i] = np.mean([price[i], *evidence.lengths[i]])
+            wins = np.array([sum(found) for found in hits])
+            interest = np.where(undecided, self._interest(wins, delta), 0.0)
+            size = int(np.clip(left / price.mean(), 1, ROUND))
+            extra = allocate(strata, wins, evidence.draws, price, interest, size)
+            for i in np.flatnonzero(interest > 0.05):
+                if verdicts.wanted[i] is not None and verdicts.wanted[i] != i:
+                    extra[verdicts.wanted[i]] = max(1, extra[verdicts.wanted[i]])
+            self.draw(extra, planned)
+
+    def uniformly(self, budget: int | None) -> bool:
+        """`UNIFORM` rollouts of every stratum; returns whether the budget allowed them all."""
+        for _ in range(UNIFORM // 10):
+            if budget is not None and self.evidence.spent >= budget:
+                return False
+            self.draw(np.full(self.strata.n, 10), budget)
+        return True
+
+    def draw(self, extra: Int[np.ndarray, " sentence"], planned: int | None) -> None:
+        """Sample ``extra[i]`` more rollouts of each stratum and file them, in draw order, whatever ends first."""
+        evidence, trace = self.evidence, self.trace
+        have = evidence.draws
+        places = [(i, int(have[i]) + k) for i in range(self.strata.n) for k in range(int(extra[i]))]
+        requests = [
+            self.strata.request(trace.prompt, i, k, self.seed, trace.settings) for i, k in places
+        ]
+        stream = sample(self.tree, self.engine, requests) if self.tree else self.engine.stream(requests)
+        found: dict[int, Rollout] = {}
+        tokens = evidence.spent
+        goal = planned or sum(len(trace.ids) + len(trace.prompt) - len(r.prefix) for r in requests)
+        for index, rollout in stream:
+            found[index] = rollout
+            tokens += len(rollout.ids)
+            self.report(min(tokens, goal), goal, f"{len(places)} rollouts")
+        # Filed only once all have ended: a round cut short holds more short rollouts than it should.
+        for index, (i, _) in enumerate(places):
+            self._file(i, requests[index], found[index])
+
+    def _file(self, sentence: int, request: Request, rollout: Rollout) -> None:
+        start = self.strata.spans[sentence][0]
+        at = len(request.prefix) - len(self.trace.prompt)
+        kept = self.trace.ids[:at]
+        whole = self.decode((*kept, *rollout.ids))
+        answer = self.outcome(whole)
+        self.evidence.answers[sentence].append(NO_ANSWER if answer is None else answer)
+        said = whole[len(self.decode(self.trace.ids[:start])) :]
+        self.evidence.texts[sentence].append(first_sentence(said))
+        self.evidence.lengths[sentence].append(len(rollout.ids))
+        self.evidence.truncated += rollout.finish == "length"
+
+    def _interest(self, wins: Int[np.ndarray, " sentence"], delta: float) -> Float[np.ndarray, " sentence"]:
+        return smooth_martingale(wins, self.evidence.draws, self.strata.stay, end=1.0, delta=delta).jump
+
+    def _counts(self) -> tuple[tuple[str, ...], Int[np.ndarray, "sentence answer"]]:
+        seen = Counter(answer for found in self.evidence.answers for answer in found)
+        seen.pop(self.own, None)
+        common = [answer for answer, _ in seen.most_common()]
+        labels = [self.own, *common[: SHOWN_ANSWERS - 1]]
+        if len(common) >= SHOWN_ANSWERS:
+            labels[-1] = OTHER
+        place = {answer: labels.index(answer) if answer in labels else len(labels) - 1 for answer in (*common, self.own)}
+        counts = np.zeros((self.strata.n, len(labels)), dtype=np.int64)
+        for i, found in enumerate(self.evidence.answers):
+            for answer in found:
+                counts[i, place[answer]] += 1
+        return tuple(labels), counts
+
+    def _terminal(self, n_answers: int) -> Float[np.ndarray, "boundary answer"]:
+        constant = np.zeros((self.strata.n + 1, n_answers))
+        constant[:, 0] = self.strata.terminal
+        return constant
+
+    def _band_width(self, level: float) -> float:
+        _, counts = self._counts()
+        own = np.stack([counts[:, 0], counts[:, 1:].sum(1)], axis=1)
+        band = mixture_band(own, self.strata.weights, self._terminal(2), level, draws=1000)
+        return float((band.high - band.low)[:, 0].max())
+
+    def result(
+        self,
+        verdicts: Verdicts,
+        finished: bool,
+        estimator: Literal["deviation", "uniform"],
+        level: float,
+        fdr: float,
+        embed: Embed | None,
+        cost: Cost,
+        started: float,
+    ) -> AnchorMap:
+        """Put the evidence together."""
+        strata, evidence = self.strata, self.evidence
+        labels, counts = self._counts()
+        constant = self._terminal(len(labels))
+        band = mixture_band(counts, strata.weights, constant, level)
+        if estimator == "uniform":
+            share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            curve = strata.weights @ share + constant
+        else:
+            curve = np.stack(
+                [
+                    smooth_martingale(counts[:, a], counts.sum(1), strata.stay, end=float(a == 0)).mean
+                    for a in range(len(labels))
+                ],
+                axis=1,
+            )
+            curve = np.clip(curve / curve.sum(1, keepdims=True), band.low, band.high)
+        low, high = self._effect_intervals(counts, verdicts, level, fdr)
+        leave = 1 - strata.stay
+        answers = evidence.answers
+        total = max(1, int(counts.sum()))
+        reused = self.tree.cost.reused if self.tree is not None else 0
+        return AnchorMap(
+            prompt=self.decode(self.trace.prompt),
+            sentences=self.trace.texts(self.decode),
+            spans=self.trace.spans,
+            answers=labels,
+            curve=curve,
+            low=band.low,
+            high=band.high,
+            effect=np.diff(curve[:, 0]),
+            effect_low=low,
+            effect_high=high,
+            log_e=verdicts.log_e,
+            status=verdicts.status,
+            stay=strata.stay,
+            draws=evidence.draws,
+            alternatives=tuple(
+                group_alternatives(evidence.texts[i], answers[i], float(leave[i]), embed) for i in range(strata.n)
+            ),
+            control=self_comparison(strata, evidence.hits(self.own), fdr),
+            truncated=evidence.truncated / total,
+            unanswered=sum(found.count(NO_ANSWER) for found in answers) / total,
+            decoded=cost.decoded,
+            prefilled=cost.prefilled,
+            reused=cost.reused + reused,
+            seconds=time.monotonic() - started,
+            estimator=estimator,
+            level=level,
+            fdr=fdr,
+            complete=finished,
+        )
+
+    def _effect_intervals(
+        self, counts: Int[np.ndarray, "sentence answer"], verdicts: Verdicts, level: float, fdr: float
+    ) -> tuple[Float[np.ndarray, " sentence"], Float[np.ndarray, " sentence"]]:
+        """Melded intervals of each effect; certified ones at the level that allows for their selection."""
+        strata = self.strata
+        own = np.stack([counts[:, 0], counts[:, 1:].sum(1)], axis=1)
+        found = verdicts.status.count("anchor")
+        ends = []
+        for i, status in enumerate(verdicts.status):
+            leave = 1 - strata.stay[i]
+            contrast = leave * (strata.weights[i + 1] - np.eye(strata.n)[i])
+            # Benjamini and Yekutieli 2005: intervals of selected effects keep their false-coverage rate.
+            own_level = 1 - min(fdr, 1 - level) * found / strata.n if status == "anchor" else level
+            interval = difference_interval(own, contrast, own_level, draws=8000)
+            shift = leave * strata.terminal[i + 1]
+            ends.append((interval.low[0] + shift, interval.high[0] + shift))
+        return np.array([e[0] for e in ends]), np.array([e[1] for e in ends])

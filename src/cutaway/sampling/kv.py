@@ -1,0 +1,184 @@
+"""Keys and values for many rows that continue one text.
+
+A `Trunk` holds the text's keys and values once. Rows leave it at any token (a crop, which copies nothing) and keep
+only their own new tokens in `Tails`. One decode step attends over both: the trunk's part is a plain matrix product
+shared by all rows, so memory and time for the common text do not grow with the number of rows. The layout follows
+the idea of shared-prefix attention (Hydragen, arXiv 2402.05099); it runs through the attention interface of
+`transformers`, so any family that uses that interface works unchanged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+
+from cutaway.errors import CutawayError
+
+SHARED_PREFIX = "cutaway_shared_prefix"
+GROWTH = 64
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One text's keys, values and last hidden states."""
+
+    ids: tuple[int, ...]
+    keys: tuple[Float[Tensor, "head pos d_head"], ...]
+    values: tuple[Float[Tensor, "head pos d_head"], ...]
+    hidden: Float[Tensor, "pos d_model"]
+    """What the unembedding reads at each position."""
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def grow_trunk(hf: PreTrainedModel, ids: tuple[int, ...], known: Trunk | None) -> tuple[Trunk, int]:
+    """The trunk of ``ids``, reusing what ``known`` shares with it, and the number of tokens newly prefilled."""
+    shared = min(common_length(ids, known.ids), len(ids)) if known else 0
+    if known and shared == len(ids):
+        return Trunk(
+            ids,
+            tuple(k[:, :shared] for k in known.keys),
+            tuple(v[:, :shared] for v in known.values),
+            known.hidden[:shared],
+        ), 0
+    cache = DynamicCache()
+    if known and shared:
+        for layer, (k, v) in enumerate(zip(known.keys, known.values, strict=True)):
+            cache.update(k[None, :, :shared], v[None, :, :shared], layer)
+    new = torch.tensor([ids[shared:]], device=hf.device)
+    positions = torch.arange(shared, len(ids), device=hf.device)[None]
+    hidden = hf.get_decoder()(
+        input_ids=new, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[0]
+    if known and shared:
+        hidden = torch.cat([known.hidden[:shared], hidden])
+    return Trunk(
+        ids,
+        tuple(layer.keys[0] for layer in cache.layers),
+        tuple(layer.values[0] for layer in cache.layers),
+        hidden,
+    ), len(ids) - shared
+
+
+def _longer(buffer: Float[Tensor, "slot head pos d_head"]) -> Float[Tensor, "slot head longer d_head"]:
+    # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
+    slots, heads, _, width = buffer.shape
+    return torch.cat([buffer, buffer.new_zeros(slots, heads, GROWTH, width)], dim=2)
+
+
+class Tails(Cache):
+    """The rows' own keys and values, [slot, head, pos, d_head] a layer, written in place at each row's length."""
+
+    def __init__(self, trunk: Trunk, slots: int) -> None:
+        super().__init__(layers=[])
+        self.trunk = trunk
+        self.slots = slots
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=trunk.hidden.device)
+        self.rows = 0
+        self.view = 0
+        self.trunk_view = 0
+        self._buffers = [
+            (k.new_zeros(slots, k.shape[0], 0, k.shape[-1]), v.new_zeros(slots, v.shape[0], 0, v.shape[-1]))
+            for k, v in zip(trunk.keys, trunk.values, strict=True)
+        ]
+
+    def step(self, rows: int, trunk_view: int) -> None:
+        """Make room for one more token in each of the first ``rows`` slots; attend over ``trunk_view`` trunk tokens."""
+        self.rows, self.trunk_view = rows, trunk_view
+        self.view = int(self.lengths[:rows].max()) + 1
+        while self.view > self._buffers[0][0].shape[2]:
+            self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store one new token a row; return the rows' tails up to the longest one."""
+        keys, values = self._buffers[layer_idx]
+        slot = torch.arange(self.rows, device=keys.device)
+        keys[slot, :, self.lengths[: self.rows]] = key_states[:, :, 0]
+        values[slot, :, self.lengths[: self.rows]] = value_states[:, :, 0]
+        return keys[: self.rows, :, : self.view], values[: self.rows, :, : self.view]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions are always passed explicitly; nothing may be derived from this length."""
+        return 0
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row into another slot, so that active rows stay contiguous."""
+        n = int(self.lengths[source])
+        for keys, values in self._buffers:
+            keys[target, :, :n] = keys[source, :, :n]
+            values[target, :, :n] = values[source, :, :n]
+        self.lengths[target] = n
+
+
+def decode_mask(
+    tails: Tails, prefix_lengths: Int[Tensor, " batch"], window: int | None, dtype: torch.dtype
+) -> Float[Tensor, "batch 1 1 key"]:
+    """Additive mask over trunk and tail for the token each row is about to read."""
+    lengths = tails.lengths[: tails.rows]
+    here = (prefix_lengths + lengths)[:, None]
+    trunk_pos = torch.arange(tails.trunk_view, device=lengths.device)[None]
+    tail_pos = torch.arange(tails.view, device=lengths.device)[None]
+    visible: Bool[Tensor, "batch key"] = torch.cat(
+        [trunk_pos < prefix_lengths[:, None], tail_pos <= lengths[:, None]], dim=1
+    )
+    if window is not None:
+        where = torch.cat(
+            [trunk_pos.expand(len(lengths), -1), prefix_lengths[:, None] + tail_pos], dim=1
+        )
+        visible = visible & (here - where < window)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=lengths.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch head 1 d_head"],
+    key: Float[Tensor, "batch kv_head tail d_head"],
+    value: Float[Tensor, "batch kv_head tail d_head"],
+    attention_mask: Float[Tensor, "batch _ 1 key"] | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    shared_prefix: Tails | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "batch 1 head d_head"], None]:
+    """Attention of one new token a row over the common trunk and the row's own tail."""
+    if shared_prefix is None or attention_mask is None or kwargs.get("s_aux") is not None:
+        raise CutawayError(
+            f"{type(module).__name__} does not pass its arguments through the attention interface; "
+            "sample this family through an OpenAI-compatible server instead"
+        )
+    layer, width = int(module.layer_idx), shared_prefix.trunk_view  # type: ignore[arg-type]
+    trunk_k = shared_prefix.trunk.keys[layer][:, :width]
+    trunk_v = shared_prefix.trunk.values[layer][:, :width]
+    batch, heads, _, d_head = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, d_head)
+    by_head = grouped.transpose(0, 1).reshape(kv_heads, -1, d_head)
+    on_trunk = torch.bmm(by_head, trunk_k.transpose(1, 2)).view(kv_heads, batch, -1, width).transpose(0, 1)
+    scores = torch.cat([on_trunk, grouped @ key.transpose(-1, -2)], dim=-1)
+    scores = scores * (d_head**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask.shape[1] == 1:
+        scores = scores + attention_mask
+    else:  # a per-head mask, as edits of attention make it
+        scores = scores + attention_mask.view(batch, kv_heads, -1, attention_mask.shape[-1])
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, -1, width), trunk_v)
+    out = from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
+    return out.reshape(batch, 1, heads, -1), None
+
+
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

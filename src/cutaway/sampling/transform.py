@@ -1,0 +1,71 @@
+"""From logits to draws: temperature, then top-k, then top-p, then one uniform number picks the token.
+
+The order of the filters is Hugging Face's. A draw reads the inverse of the cumulative distribution at a uniform
+number that belongs to the row alone, so a row's tokens do not depend on which rows stand beside it.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.sampling.types import Settings
+
+# Sorting a whole vocabulary costs ten times a decode step's head on a processor; the nucleus nearly always lies
+# within this many of the most likely tokens, and rows where it does not are sorted in full.
+NUCLEUS_GUESS = 256
+
+
+def candidates(
+    logits: Float[Tensor, "batch vocab"], settings: Settings
+) -> tuple[Float[Tensor, "batch kept"], Int[Tensor, "batch kept"]]:
+    """Probabilities (most likely first, 0 beyond the kept set) and token ids of what `settings` may draw."""
+    vocab = logits.shape[-1]
+    if settings.temperature == 0:
+        return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True)
+    scaled = logits.double() / settings.temperature
+    width = min(settings.top_k, vocab) if settings.top_k else vocab
+    guess = width if settings.top_k or settings.top_p == 1 else min(NUCLEUS_GUESS, vocab)
+    top, ids = scaled.sort(dim=-1, descending=True) if guess == vocab else scaled.topk(guess, dim=-1)
+    total = top.logsumexp(-1, keepdim=True) if settings.top_k else scaled.logsumexp(-1, keepdim=True)
+    probs = (top - total).exp()
+    if settings.top_p < 1:
+        before = probs.cumsum(-1) - probs
+        if guess < width and bool((before[:, -1] + probs[:, -1] < settings.top_p).any()):
+            top, ids = scaled.sort(dim=-1, descending=True)
+            probs = (top - total).exp()
+            before = probs.cumsum(-1) - probs
+        probs = probs.masked_fill(before >= settings.top_p, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs, ids
+
+
+def draw(
+    logits: Float[Tensor, "batch vocab"],
+    uniforms: Float[Tensor, " batch"],
+    settings: Settings,
+    banned: Int[Tensor, " batch"] | None = None,
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """One token a row, and its log-probability at temperature 1 (nats). ``banned`` is -1 where nothing is banned.
+
+    A banned token is taken out after the filters: the draw is conditional on the row not starting with it.
+    A row that has nothing else to draw yields token -1.
+    """
+    probs, ids = candidates(logits, settings)
+    if banned is not None:
+        probs = probs.masked_fill(ids == banned[:, None], 0.0)
+    edges = probs.cumsum(-1)
+    reach = edges[:, -1:]
+    place = torch.searchsorted(edges, uniforms.double()[:, None] * reach, right=True)
+    last = (probs > 0).long().mul(torch.arange(1, probs.shape[1] + 1, device=probs.device)).argmax(-1)
+    place = torch.minimum(place[:, 0], last)
+    tokens = ids.gather(-1, place[:, None])[:, 0]
+    logprobs = logits.gather(-1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(-1)
+    return torch.where(reach[:, 0] > 0, tokens, torch.full_like(tokens, -1)), logprobs
+
+
+def token_probability(
+    logits: Float[Tensor, "pos vocab"], tokens: Int[Tensor, " pos"], settings: Settings
+) -> Float[Tensor, " pos"]:
+    """Probability that a draw with ``settings`` gives each of ``tokens``; 0 where a filter removed it."""
+    probs, ids = candidates(logits, settings)
+    return (probs * (ids == tokens[:, None])).sum(-1)
