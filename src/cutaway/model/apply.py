@@ -1,13 +1,14 @@
-"""Edits at work: ordinary forward hooks, one for each module side, that compute new values without writing in place."""
+"""Edits at work: ordinary forward hooks, one for each side of a module; nothing is written in place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cutaway.errors import UsageError
+from cutaway.model.attention_mask import check_mask, hide
 from cutaway.model.edits import (
     Add,
     AttentionMask,
@@ -19,9 +20,9 @@ from cutaway.model.edits import (
     Replace,
     Scale,
 )
-from cutaway.model.families import HEAD_KINDS, Layout, Port
+from cutaway.model.families import HEAD_KINDS, Layout, Port, input_name, module_input
 from cutaway.model.sites import Site, parse
-from cutaway.model.where import Locator, Where
+from cutaway.model.where import Locator
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """``(the module's tensor, its input)`` to its new tensor."""
@@ -67,7 +68,7 @@ class _Running:
             return value * _keep(edit, value) if edit.index is not None else torch.zeros_like(value)
         if isinstance(edit, Scale) and operand is None:
             return value * edit.factor
-        assert operand is not None  # noqa: S101  every other edit carries a tensor
+        assert operand is not None
         operand = operand.to(value)
         if isinstance(edit, Add):
             return value + edit.scale * operand
@@ -76,7 +77,7 @@ class _Running:
         return operand.expand_as(value)
 
     def _directions(self, value: Tensor) -> Tensor:
-        assert isinstance(self.edit, Project)  # noqa: S101
+        assert isinstance(self.edit, Project)
         if self.edit.directions.requires_grad:
             return self.edit.basis().to(value.device)
         if self._basis is None:
@@ -94,7 +95,7 @@ class _Running:
 def edited(layout: Layout, edits: Sequence[Edit]) -> Iterator[None]:
     """Apply ``edits`` to every forward inside the block, in the order given; then take all hooks off.
 
-    Raises UsageError on entry for an edit that does not fit the model, EditError on exit for one without effect.
+    Raises UsageError on entry for an edit that does not fit, EditError on exit for one without effect.
     """
     locator = Locator(layout.decoder)
     running = [_Running(edit, locator) for edit in edits]
@@ -119,7 +120,6 @@ def _plan(
 ) -> None:
     for site in parse(run.edit.site, layout):
         if isinstance(run.edit, AttentionMask):
-            _check_heads(run.edit, layout)
             handles.append(_hook_mask(layout, run, run.edit, site))
             continue
         if site.kind == "pattern":
@@ -155,13 +155,13 @@ def _change_mid(layout: Layout, run: _Running, site: Site, handles: list[Any]) -
 
     A hook before the MLP's norm would miss the residual branch, which no module carries.
     """
-    assert site.layer is not None  # noqa: S101  parse gives every resid_mid a layer
+    assert site.layer is not None
     layout.port("resid_mid", site.layer)
     port = layout.port("attn_out", site.layer)
     base: list[Tensor] = []
 
     def stash(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        base[:] = [args[0] if args else kwargs["hidden_states"]]
+        base[:] = [module_input(args, kwargs)]
 
     handles.append(layout.entry(site.layer).register_forward_pre_hook(stash, with_kwargs=True))
 
@@ -173,13 +173,13 @@ def _change_mid(layout: Layout, run: _Running, site: Site, handles: list[Any]) -
 
 def _hook(module: nn.Module, side: str, changes: Sequence[Change]) -> Any:
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensor = args[0] if args else kwargs["hidden_states"]
+        tensor = module_input(args, kwargs)
         for change in changes:
             tensor = change(tensor, tensor)
-        return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tensor})
+        return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): tensor})
 
     def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        given = args[0] if args else kwargs.get("hidden_states")
+        given = module_input(args, kwargs)
         tensor = output[0] if isinstance(output, tuple) else output
         for change in changes:
             tensor = change(tensor, given)
@@ -191,65 +191,18 @@ def _hook(module: nn.Module, side: str, changes: Sequence[Change]) -> Any:
 
 
 def _hook_mask(layout: Layout, run: _Running, edit: AttentionMask, site: Site) -> Any:
-    assert site.layer is not None  # noqa: S101
+    assert site.layer is not None
     layer = site.layer
-    attn = layout.attn(layer)
+    check_mask(edit, layout)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run.reached = True
-        hidden = args[0] if args else kwargs["hidden_states"]
-        where = run.locator.where()
-        old = kwargs.get("attention_mask")
-        allowed, key_positions = _allowed(where, old, hidden.shape[1], layer)
-        kept = _hide(edit, where, allowed, key_positions, layout.n_heads)
-        run.changed = run.changed or not torch.equal(kept, allowed.expand_as(kept))
-        style: Literal["bool", "add"] = "bool" if layout.hf.config._attn_implementation == "sdpa" else "add"
-        return args, {**kwargs, "attention_mask": _as_mask(kept, old, hidden.dtype, style)}
+        hidden = module_input(args, kwargs)
+        mask, changed = hide(edit, layout, layer, run.locator.where(), kwargs.get("attention_mask"), hidden)
+        run.changed = run.changed or changed
+        return args, {**kwargs, "attention_mask": mask}
 
-    return attn.register_forward_pre_hook(before, with_kwargs=True)
-
-
-def _allowed(where: Where, mask: Tensor | None, width: int, layer: int) -> tuple[Tensor, Tensor]:
-    """Return what each query may see [batch|1 head|1 pos keys], and the absolute position of each key column."""
-    offset, length = 0, where.keys.shape[1]
-    if where.cache is not None:
-        length, offset = where.cache.get_mask_sizes(width, layer)
-    if mask is not None:
-        length = mask.shape[-1]
-    key_positions = where.keys[:, offset : offset + length]
-    if key_positions.shape[1] < length:
-        key_positions = nn.functional.pad(key_positions, (0, length - key_positions.shape[1]), value=-1)
-    if mask is None:
-        columns = torch.arange(length, device=key_positions.device)
-        allowed = columns[None] <= (where.past - offset + columns[:width])[:, None]
-        return allowed[None, None], key_positions
-    if mask.dtype == torch.bool:
-        return mask, key_positions
-    return mask > torch.finfo(mask.dtype).min / 2, key_positions
-
-
-def _hide(edit: AttentionMask, where: Where, allowed: Tensor, key_positions: Tensor, n_heads: int) -> Tensor:
-    queries, _ = where.match(edit.queries, where.queries)  # type: ignore[arg-type]
-    keys, _ = where.match(edit.keys, key_positions)  # type: ignore[arg-type]
-    queries = where.queries >= 0 if queries is None else queries
-    keys = key_positions >= 0 if keys is None else keys
-    blocked = queries[:, None, :, None] & keys[:, None, None, :]
-    if edit.heads is not None:
-        listed = torch.tensor(edit.heads, device=blocked.device)
-        heads = torch.zeros(n_heads, dtype=torch.bool, device=blocked.device).index_fill(0, listed, True)
-        blocked = blocked & heads[None, :, None, None]
-    kept = allowed & ~blocked
-    itself = where.queries[:, None, :, None] == key_positions[:, None, None, :]
-    lost = allowed.any(-1, keepdim=True) & ~kept.any(-1, keepdim=True)
-    return kept | (lost & itself & allowed)
-
-
-def _as_mask(kept: Tensor, old: Tensor | None, dtype: torch.dtype, style: str) -> Tensor:
-    if old is not None and old.dtype != torch.bool:
-        return torch.where(kept, old, torch.finfo(old.dtype).min)
-    if style == "bool":
-        return kept
-    return torch.zeros_like(kept, dtype=dtype).masked_fill(~kept, torch.finfo(dtype).min)
+    return layout.attn(layer).register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _operand(edit: Edit) -> Tensor | None:
@@ -289,8 +242,8 @@ def _project(value: Tensor, basis: Tensor, keep: bool) -> Tensor:
 
 
 def _keep(edit: Mask, value: Tensor) -> Tensor:
-    """Return ones with zeros at the masked heads (site values with a head axis) or entries of the last axis."""
-    assert isinstance(edit.index, tuple)  # noqa: S101
+    """Return ones with zeros at the masked entries of the axis after pos: heads, or the only one there is."""
+    assert isinstance(edit.index, tuple)
     axis = 2
     keep = torch.ones(value.shape[axis], dtype=value.dtype, device=value.device)
     keep = keep.index_fill(0, torch.tensor(edit.index, device=value.device), 0)
@@ -320,17 +273,6 @@ def _check(edit: Edit, site: Site, dims: tuple[int, ...]) -> None:
         given = operand.shape[extra - 1]
         if given != len(positions):
             raise UsageError(f"{what}: {given} values for {len(positions)} positions")
-
-
-def _check_heads(edit: AttentionMask, layout: Layout) -> None:
-    if layout.hf.config._attn_implementation not in ("sdpa", "eager"):
-        raise UsageError(
-            f"AttentionMask: attention {layout.hf.config._attn_implementation!r} takes no mask of ours;"
-            " load the model with 'sdpa'"
-        )
-    bad = [head for head in edit.heads or () if not 0 <= head < layout.n_heads]  # type: ignore[union-attr]
-    if bad:
-        raise UsageError(f"AttentionMask: head {bad[0]} must be 0..{layout.n_heads - 1}")
 
 
 def _idle(run: _Running) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cutaway.errors import UsageError, nearest
 from cutaway.model import pattern
 from cutaway.model.edits import Positions, _positions
-from cutaway.model.families import Layout
+from cutaway.model.families import Layout, module_input
 from cutaway.model.pattern import Ingredients, attention_pattern
 from cutaway.model.sites import Site, expand
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Activations(Mapping[str, Tensor]):
     """Captured tensors by site name; the names given to `capture` work as keys too.
 
-    Every tensor is [batch pos ...]: d_model for the residual stream and what is added to it, [head d_head] for
-    q, k, v, z, d_mlp for neurons, vocab for logits; pattern is [batch head pos keys].
+    Every tensor is [batch pos ...]: d_model for the residual stream and what is added to it, [head d_head]
+    for q, k, v, z, d_mlp for neurons, vocab for logits; pattern is [batch head pos keys].
     """
 
     tensors: dict[str, Tensor]
@@ -49,7 +49,8 @@ class Activations(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
-        return f"Activations({len(self)} sites, {rows} rows, {columns} positions, {int(self.mask.sum())} in the mask)"
+        inside = int(self.mask.sum())
+        return f"Activations({len(self)} sites, {rows} rows, {columns} positions, {inside} in the mask)"
 
     def flat(self, site: str) -> Tensor:
         """Return the values at the mask's tokens only, one row a token: [token ...]."""
@@ -60,7 +61,7 @@ class Activations(Mapping[str, Tensor]):
         return self[site][self.mask]
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818  it is no error
     """The last site asked for has been seen; nothing after it need run."""
 
 
@@ -95,7 +96,7 @@ class _Recorder:
     def value(self, site: Site) -> Tensor:
         if site.kind != "pattern":
             return self.seen[site]
-        assert site.layer is not None  # noqa: S101
+        assert site.layer is not None
         whole = Site("pattern", site.layer)
         if whole not in self.seen:
             made_of = self.patterns.pop(site.layer)
@@ -118,7 +119,7 @@ class _Recorder:
         self._plans.setdefault((port.module, port.side), []).append(keep)
 
     def _plan_pattern(self, site: Site) -> None:
-        assert site.layer is not None  # noqa: S101
+        assert site.layer is not None
         layer = site.layer
         if layer in self.patterns:
             return
@@ -135,7 +136,7 @@ class _Recorder:
 
     def _before(self, keeps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensor = args[0] if args else kwargs["hidden_states"]
+            tensor = module_input(args, kwargs)
             for keep in keeps:
                 keep(tensor, tensor)
             self._done()
@@ -144,7 +145,7 @@ class _Recorder:
 
     def _after(self, keeps: Sequence[Callable[[Tensor, Tensor], None]]) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = args[0] if args else kwargs.get("hidden_states")
+            given = module_input(args, kwargs)
             tensor = output[0] if isinstance(output, tuple) else output
             for keep in keeps:
                 keep(tensor, given)
@@ -202,7 +203,7 @@ def capture(
 def select(
     positions: Positions, mask: Bool[Tensor, "batch pos"]
 ) -> tuple[Tensor | None, Bool[Tensor, "batch chosen"], bool]:
-    """Return the columns meant in each row [batch n] (None: all), which of them are real, and whether named one by one.
+    """Return the columns meant in each row (None: all), which are real, and whether they were named one by one.
 
     Rows of a slice that are shorter than others are filled with their last column, not real.
     """

@@ -1,6 +1,7 @@
-"""The models Cutaway knows by name: where they come from, their checksum and licence, and whether they are here.
+"""The models Cutaway knows by name: where they come from, their checksum and licence, whether they are here.
 
-Weights arrive as ordinary Python packages. A package is located, never imported: reading weights runs no code of theirs.
+Weights arrive as ordinary Python packages. A package is located, never imported: reading weights runs none of
+its code.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
 """Edits as data: what to change, where, at which positions. They print, hash, compare, save and travel.
 
-``positions`` are absolute token positions in a row without its padding, also while decoding from a cache: an int,
-several ints, a slice, or None for every position. Negative ints and "last" count from the end of the row in a forward
-that starts from an empty cache (the prompt); they do not move on to generated tokens.
+``positions`` are absolute token positions in a row without its padding, also while decoding from a cache: an
+int, several ints, a slice, or None for every position. Negative ints and "last" count from the end of the row in
+a forward that starts from an empty cache (the prompt); they do not move on to generated tokens.
 
-A tensor given for a site has the site's own shape at one position (used at every position), or with one more axis in
-front one value for each position, or with two ``[batch pos ...]``.
+A tensor given for a site has the site's own shape at one position (used at every position), or with one more
+axis in front one value for each position, or with two ``[batch pos ...]``.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Positions = int | Literal["last"] | Sequence[int] | slice | None
 
 
 class EditError(CutawayError):
-    """An edit had no effect: it met no forward pass, none of its positions, or values that were already so."""
+    """An edit had no effect: it met no forward pass, no such position, or values that were already so."""
 
 
 class Edit:
@@ -137,7 +137,7 @@ class Scale(Edit):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(Edit):
-    """Set to zero: the whole site, or ``index`` of its heads (q, k, v, z) or of its last axis (other sites)."""
+    """Set to zero: the whole site, or ``index`` of its heads (q, k, v, z) or of its last axis (others)."""
 
     site: str
     index: int | Sequence[int] | None = None
@@ -151,8 +151,8 @@ class Mask(Edit):
 class Patch(Edit):
     """Put in what another run had: position p takes ``source[row, p]``.
 
-    ``source`` is a captured tensor ``[batch pos ...]`` of whole rows without padding on the left; one row serves
-    all. Positions beyond its end stay as they are.
+    ``source`` is a captured tensor ``[batch pos ...]`` of whole rows without padding on the left; one row
+    serves all. Positions beyond its end stay as they are.
     """
 
     site: str
@@ -223,7 +223,7 @@ def load_edits(path: str | Path) -> list[Edit]:
     try:
         with safe_open(path, framework="pt") as file:
             listed = json.loads((file.metadata() or {})["edits"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         return [_restore(dict(item), tensors) for item in listed]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CutawayError(f"{path} is not a file of edits written by save_edits: {error}") from error
@@ -256,7 +256,7 @@ def _short(value: object) -> str:
 def _sha(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     total = hashlib.sha256(f"{plain.dtype}:{tuple(plain.shape)};".encode())
-    total.update(plain.flatten().view(torch.uint8).numpy())
+    total.update(plain.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Where things are inside a Hugging Face decoder, read from the shape of its modules and not from class names.
+"""Where things are inside a Hugging Face decoder, read from the shape of its modules, not from class names.
 
-A block belongs to a shape when it holds the attention and MLP attributes of one line of `SHAPES`. The layout keeps
-attribute paths and looks modules up at use, so an adapter wrapped around a projection later is seen.
+A block belongs to a shape when it holds the attention and MLP attributes of one line of `SHAPES`. The layout
+keeps attribute paths and looks modules up at use, so an adapter wrapped around a projection later is seen.
 """
 
 from collections.abc import Callable
@@ -108,22 +108,17 @@ class Layout:
         """Return the port of a site; UsageError with the reason where the model has no such value."""
         if layer is None:
             return _end_port(self, kind)
-        block, attn = self.blocks[layer], self.attn(layer)
-        if kind == "resid_pre":
-            return _plain(block, "in")
-        if kind == "resid_post":
-            return _plain(block, "out")
-        if kind == "resid_mid":
-            return _plain(_mid(self, block), "in")
-        if kind == "attn_out":
-            return _plain(_post_norm(block, 0) or attn, "out")
-        if kind == "mlp_out":
-            return _plain(_post_norm(block, 1) or block.get_submodule(self.shape.mlp), "out")
-        if kind == "neurons":
-            return _plain(_neurons(self, layer), "in")
-        if kind == "z":
-            return _split_heads(attn.get_submodule(self.shape.o), "in", self.d_head)
-        return _projection(self, attn, kind)
+        block, attn, shape = self.blocks[layer], self.attn(layer), self.shape
+        ports: dict[str, Callable[[], Port]] = {
+            "resid_pre": lambda: _plain(block, "in"),
+            "resid_post": lambda: _plain(block, "out"),
+            "resid_mid": lambda: _plain(_mid(self, block), "in"),
+            "attn_out": lambda: _plain(_post_norm(block, 0) or attn, "out"),
+            "mlp_out": lambda: _plain(_post_norm(block, 1) or block.get_submodule(shape.mlp), "out"),
+            "neurons": lambda: _plain(_neurons(self, layer), "in"),
+            "z": lambda: _split_heads(attn.get_submodule(shape.o), "in", self.d_head),
+        }
+        return ports[kind]() if kind in ports else _projection(self, attn, kind)
 
     def entry(self, layer: int) -> nn.Module:
         """Return the first module of a block: its input is the residual stream that attention adds to."""
@@ -150,7 +145,7 @@ class Layout:
 
 
 def resolve(hf: Any) -> Layout:
-    """Find the decoder inside ``hf``, through adapter wrappers; UsageError where its blocks have no known shape."""
+    """Find the decoder inside ``hf``, through adapter wrappers; UsageError where no shape fits its blocks."""
     embed = hf.get_input_embeddings()
     for path, module in hf.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0:
@@ -175,8 +170,20 @@ def resolve(hf: Any) -> Layout:
         )
     known = ", ".join(shape.name for shape in SHAPES)
     raise UsageError(
-        f"{type(hf).__name__} has no blocks of a known shape ({known}); its forward works, its sites have no names"
+        f"{type(hf).__name__} has no blocks of a known shape ({known});"
+        " its forward works, its sites have no names"
     )
+
+
+def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the tensor a module was called on, as a forward hook sees its arguments."""
+    tensor: Tensor = args[0] if args else kwargs[input_name(kwargs)]
+    return tensor
+
+
+def input_name(kwargs: dict[str, Any]) -> str:
+    """Return the keyword of that tensor where it was not given by position."""
+    return "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
 
 
 def _shape_of(blocks: nn.ModuleList) -> Shape | None:
@@ -207,8 +214,8 @@ def _post_norm(block: nn.Module, which: int) -> nn.Module | None:
 def _mid(layout: Layout, block: nn.Module) -> nn.Module:
     """Return the module whose input is the residual stream between attention and MLP."""
     parallel = UsageError(
-        f"resid_mid: blocks of this model ({layout.shape.name}) run attention and MLP side by side on the same"
-        " input, so there is no stream between them; use resid_pre or resid_post"
+        f"resid_mid: blocks of this model ({layout.shape.name}) run attention and MLP side by side on the"
+        " same input, so there is no stream between them; use resid_pre or resid_post"
     )
     if getattr(block, "use_parallel_residual", False):
         raise parallel
@@ -225,7 +232,8 @@ def _neurons(layout: Layout, layer: int) -> Any:
     mlp = layout.blocks[layer].get_submodule(layout.shape.mlp)
     if not hasattr(mlp, layout.shape.down):
         raise UsageError(
-            f"neurons: the MLP of layer {layer} has no {layout.shape.down!r} (a mixture of experts?); use mlp_out"
+            f"neurons: the MLP of layer {layer} has no {layout.shape.down!r} (a mixture of experts?);"
+            " use mlp_out"
         )
     return mlp.get_submodule(layout.shape.down)
 

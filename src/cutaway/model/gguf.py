@@ -1,7 +1,7 @@
-"""GGUF files, read once: de-quantised to a safetensors checkpoint that every later load maps straight from disk.
+"""GGUF files, read once: de-quantised to a safetensors checkpoint that later loads map straight from disk.
 
-The checkpoint lies under the cache home in a folder named by the GGUF's SHA-256. It is written beside its place and
-renamed into it, so a reader sees a whole checkpoint or none, and two processes that convert at once do not collide.
+The checkpoint lies under the cache home in a folder named by the GGUF's SHA-256. It is written beside its place
+and renamed into it, so a reader sees a whole checkpoint or none, and two processes at once do not collide.
 """
 
 import os
@@ -25,7 +25,7 @@ _DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r", "cod
 
 
 def cache_home() -> Path:
-    """Return where Cutaway keeps what it can make again: CUTAWAY_HOME, else XDG_CACHE_HOME/cutaway, else ~/.cache/cutaway."""
+    """Return CUTAWAY_HOME, else XDG_CACHE_HOME/cutaway, else ~/.cache/cutaway: what is there can be made again."""
     if home := os.environ.get("CUTAWAY_HOME"):
         return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -33,7 +33,7 @@ def cache_home() -> Path:
 
 
 def checkpoint_of(source: Path | Entry) -> Path:
-    """Return the directory with the de-quantised checkpoint of a GGUF file or catalogue entry, made where missing."""
+    """Return the directory of the de-quantised checkpoint of a GGUF file or entry, made where missing."""
     if isinstance(source, Entry):
         pieces, sha = source.paths(), source.sha256
         verify(pieces, sha, source.name)

@@ -1,4 +1,4 @@
-"""Load a model by catalogue name, Hugging Face id, local directory or GGUF file. Safetensors only; no code from hubs."""
+"""Load a model by catalogue name, Hugging Face id, directory or GGUF file. No pickles, no code from hubs."""
 
 import re
 from pathlib import Path
@@ -23,11 +23,11 @@ def load_model(
 ) -> Model:
     """Return the model that ``spec`` names, in eval mode, with gradients of its weights switched off.
 
-    ``spec`` is a catalogue name, a Hugging Face id (HF_HUB_OFFLINE is honoured), a directory with a safetensors
-    checkpoint, or a GGUF file, which is de-quantised once into the cache. ``dtype="auto"`` is bf16 where the
-    processor multiplies it natively, else fp32; ``device="auto"`` is CUDA where there is one.
+    ``spec`` is a catalogue name, a Hugging Face id (HF_HUB_OFFLINE is honoured), a directory with a
+    safetensors checkpoint, or a GGUF file, which is de-quantised once into the cache. ``dtype="auto"`` is bf16
+    where the processor multiplies it natively, else fp32; ``device="auto"`` is CUDA where there is one.
 
-    Raises UsageError for a name, dtype or device that cannot be, CutawayError for files that are damaged or missing.
+    Raises UsageError for a name, dtype or device that cannot be, CutawayError for damaged or missing files.
     """
     where = _device(device)
     precision = _dtype(dtype, where)
@@ -38,7 +38,7 @@ def load_model(
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Say whether ``device`` multiplies bf16 in hardware: CUDA with bf16, or a CPU with AMX-BF16 or AVX512-BF16."""
+    """Say whether ``device`` multiplies bf16 in hardware: CUDA, or a CPU with AMX-BF16 or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu":
@@ -118,13 +118,9 @@ def _read(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            hf, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                low_cpu_mem_usage=True,
-                output_loading_info=True,
+            options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **options
             )
     except SafetensorError as error:
         raise CutawayError(
@@ -132,6 +128,7 @@ def _read(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CutawayError(_explain(path, name, error)) from error
+    hf, info = loaded
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
         raise CutawayError(
@@ -145,8 +142,8 @@ def _explain(path: str | Path, name: str, error: Exception) -> str:
     if isinstance(path, Path):
         return f"cannot load {name!r}: {line}"
     return (
-        f"cannot load {name!r} from the Hugging Face hub: {line}; check the name, the network and HF_HUB_OFFLINE,"
-        " or give a local directory"
+        f"cannot load {name!r} from the Hugging Face hub: {line};"
+        " check the name, the network and HF_HUB_OFFLINE, or give a local directory"
     )
 
 

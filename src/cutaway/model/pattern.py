@@ -1,4 +1,4 @@
-"""Attention weights from captured queries and keys: the arithmetic of a family's own eager attention, done afterwards."""
+"""Attention weights from captured queries and keys: the arithmetic of a family's own eager attention."""
 
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from cutaway.model.families import Layout
 
 @dataclass
 class Ingredients:
-    """What one layer's forward gave: queries and keys [batch pos head d_head] before rotation, and the call's arguments."""
+    """What one layer's forward gave: q and k [batch pos head d_head] before rotation, and the call's arguments."""
 
     q: Tensor | None = None
     k: Tensor | None = None
@@ -35,8 +35,8 @@ def attention_pattern(
 ) -> Float[Tensor, "batch head queries keys"]:
     """Return the attention weights of one layer, for query columns ``rows`` [batch n] or all."""
     attn = layout.attn(layer)
-    assert made_of.q is not None  # noqa: S101
-    assert made_of.k is not None  # noqa: S101
+    assert made_of.q is not None
+    assert made_of.k is not None
     q, k = _rotate(attn, made_of.q.transpose(1, 2), made_of.k.transpose(1, 2), made_of.arguments)
     k = k.repeat_interleave(layout.n_heads // layout.n_kv_heads, dim=1)
     mask = made_of.arguments.get("attention_mask")

@@ -1,4 +1,4 @@
-"""Names of places in a model: ``kind.layer[.head]``, with ``*`` for all, and the names other tools use for them."""
+"""Names of places in a model: ``kind.layer[.head]``, ``*`` for all, and the names other tools use for them."""
 
 import re
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def parse(name: str, layout: Layout) -> list[Site]:
 
 
 def canonical(name: str, layout: Layout) -> str:
-    """Return ``kind.layer[.head]`` for a TransformerLens hook name or a Hugging Face module path, else the name itself."""
+    """Return ``kind.layer[.head]`` for a TransformerLens hook or Hugging Face module path, else the name."""
     if name == "hook_embed":
         return "embed"
     if match := _BLOCK.fullmatch(name):
