@@ -29,7 +29,8 @@ def kl(
     ``jeffreys`` adds 1/2 to every answer on both sides. ``floor`` is the published convention, for parity
     only: 1e-9 per answer on the shares, negative results clipped to 0, and 0 when a side is empty; one answer
     that q never gave then costs about ``20 * p`` nats. ``jackknife`` (with ``jeffreys``) removes the
-    first-order bias of both samples by leaving out one draw at a time; the result can be slightly negative when p = q.
+    first-order bias of both samples by leaving out one draw at a time; the result can be slightly negative
+    when p = q.
     """
     p, q = _aligned(p_counts, q_counts)
     if smoothing == "floor":
