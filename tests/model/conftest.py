@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +113,64 @@ def llama() -> Model:
 def rows() -> list[list[int]]:
     """Rows of unequal length, the longest beyond the sliding windows."""
     return [[5, 9, 14, 22, 31, 8, 17], [40, 3, 50, 6], [12, 60, 33, 21, 10]]
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a whole little GGUF: two Llama blocks in fp32, a byte-level tokenizer, a chat template."""
+    from gguf import GGUFWriter
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    torch.manual_seed(0)
+    width, inner, heads, groups = 32, 64, 4, 2
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ĊĊ", "Ġa"]
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(groups)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["Ċ Ċ", "Ġ a"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(CHAT)
+    sizes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
+    for layer in range(2):
+        sizes |= {
+            f"blk.{layer}.{name}": size
+            for name, size in {
+                "attn_norm": (width,),
+                "ffn_norm": (width,),
+                "attn_q": (width, width),
+                "attn_k": (width * groups // heads, width),
+                "attn_v": (width * groups // heads, width),
+                "attn_output": (width, width),
+                "ffn_gate": (inner, width),
+                "ffn_up": (inner, width),
+                "ffn_down": (width, inner),
+            }.items()
+        }
+    for name, size in sizes.items():
+        writer.add_tensor(f"{name}.weight", (torch.randn(*size) * 0.2).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

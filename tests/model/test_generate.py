@@ -1,4 +1,4 @@
-"""Edits while decoding from a cache, under padding, and hiding tokens: against recomputation without a cache."""
+"""Edits while decoding from a cache and under padding, and hiding tokens: against runs without a cache."""
 
 from collections.abc import Callable
 from typing import Any

@@ -197,8 +197,14 @@ def _hook_mask(layout: Layout, run: _Running, edit: AttentionMask, site: Site) -
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run.reached = True
-        hidden = module_input(args, kwargs)
-        mask, changed = hide(edit, layout, layer, run.locator.where(), kwargs.get("attention_mask"), hidden)
+        mask, changed = hide(
+            edit,
+            layout,
+            layer,
+            where=run.locator.where(),
+            old=kwargs.get("attention_mask"),
+            hidden=module_input(args, kwargs),
+        )
         run.changed = run.changed or changed
         return args, {**kwargs, "attention_mask": mask}
 

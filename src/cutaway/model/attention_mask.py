@@ -20,7 +20,7 @@ def check_mask(edit: AttentionMask, layout: Layout) -> None:
 
 
 def hide(
-    edit: AttentionMask, layout: Layout, layer: int, where: Where, old: Tensor | None, hidden: Tensor
+    edit: AttentionMask, layout: Layout, layer: int, *, where: Where, old: Tensor | None, hidden: Tensor
 ) -> tuple[Tensor, bool]:
     """Return the mask for one layer's attention in place of ``old``, and whether it hides anything more."""
     allowed, key_positions = _allowed(where, old, hidden.shape[1], layer)

@@ -203,7 +203,7 @@ def capture(
 def select(
     positions: Positions, mask: Bool[Tensor, "batch pos"]
 ) -> tuple[Tensor | None, Bool[Tensor, "batch chosen"], bool]:
-    """Return the columns meant in each row (None: all), which are real, and whether they were named one by one.
+    """Return the columns meant in each row (None: all), which are real, and if they were named one by one.
 
     Rows of a slice that are shorter than others are filled with their last column, not real.
     """

@@ -1,8 +1,8 @@
 """Edits as data: what to change, where, at which positions. They print, hash, compare, save and travel.
 
 ``positions`` are absolute token positions in a row without its padding, also while decoding from a cache: an
-int, several ints, a slice, or None for every position. Negative ints and "last" count from the end of the row in
-a forward that starts from an empty cache (the prompt); they do not move on to generated tokens.
+int, several ints, a slice, or None for every position. Negative ints and "last" count from the end of the row
+in a forward that starts from an empty cache (the prompt); they do not move on to generated tokens.
 
 A tensor given for a site has the site's own shape at one position (used at every position), or with one more
 axis in front one value for each position, or with two ``[batch pos ...]``.
@@ -223,7 +223,7 @@ def load_edits(path: str | Path) -> list[Edit]:
     try:
         with safe_open(path, framework="pt") as file:
             listed = json.loads((file.metadata() or {})["edits"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         return [_restore(dict(item), tensors) for item in listed]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CutawayError(f"{path} is not a file of edits written by save_edits: {error}") from error

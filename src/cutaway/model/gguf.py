@@ -1,11 +1,15 @@
 """GGUF files, read once: de-quantised to a safetensors checkpoint that later loads map straight from disk.
 
-The checkpoint lies under the cache home in a folder named by the GGUF's SHA-256. It is written beside its place
-and renamed into it, so a reader sees a whole checkpoint or none, and two processes at once do not collide.
+The checkpoint lies under the cache home in a folder named by the GGUF's SHA-256. It is written beside its
+place and renamed into it, so a reader sees a whole checkpoint or none, and two processes do not collide.
 """
 
+import contextlib
+import importlib.util
+import io
 import os
 import shutil
+import struct
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +21,9 @@ from cutaway.errors import CutawayError
 from cutaway.model.catalogue import Entry, digest, verify
 from cutaway.model.quiet import quiet
 
+_UNREADABLE = (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError, struct.error)
+"""What the reader raises on a file that is cut short, not a GGUF, or of an architecture it does not know."""
+
 _STALE_SECONDS = 3600.0
 """A partial folder this old belongs to a conversion that was killed."""
 
@@ -25,7 +32,7 @@ _DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r", "cod
 
 
 def cache_home() -> Path:
-    """Return CUTAWAY_HOME, else XDG_CACHE_HOME/cutaway, else ~/.cache/cutaway: what is there can be made again."""
+    """Return CUTAWAY_HOME, else XDG_CACHE_HOME/cutaway, else ~/.cache/cutaway."""
     if home := os.environ.get("CUTAWAY_HOME"):
         return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -48,6 +55,8 @@ def checkpoint_of(source: Path | Entry) -> Path:
 
 
 def _convert(pieces: tuple[Path, ...], home: Path, final: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise CutawayError(f"reading {pieces[0].name} needs the gguf package; run: pip install gguf")
     try:
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
@@ -69,8 +78,12 @@ def _convert(pieces: tuple[Path, ...], home: Path, final: Path) -> None:
 
 
 def _write(gguf: Path, target: Path) -> None:
-    model = _read(gguf)
-    tokenizer = _tokenizer(gguf)
+    try:
+        model, tokenizer = _read(gguf), _tokenizer(gguf)
+    except _UNREADABLE as error:
+        raise CutawayError(
+            f"{gguf.name} is damaged, or of a kind this version of transformers cannot read: {_line(error)}"
+        ) from error
     with quiet():
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -83,20 +96,16 @@ def _read(gguf: Path) -> Any:
     from transformers.initialization import no_init_weights
     from transformers.utils.quantization_config import GgufConfig
 
-    with quiet():
-        try:
-            read = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-            )
-        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-            raise CutawayError(
-                f"{gguf.name} is not a GGUF file this version of transformers can read: {_line(error)}"
-            ) from error
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its own bar asks no one
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config
+    read.config.name_or_path = ""
     with no_init_weights():
         model = type(read)(read.config)
     model.load_state_dict(read.state_dict())
@@ -142,8 +151,9 @@ def _joined(pieces: tuple[Path, ...], folder: Path) -> Path:
 
 def _sweep(home: Path) -> None:
     for partial in home.glob(".partial-*"):
-        if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its own process may have just finished with it
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _need(pieces: tuple[Path, ...]) -> int:

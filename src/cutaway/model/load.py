@@ -24,8 +24,8 @@ def load_model(
     """Return the model that ``spec`` names, in eval mode, with gradients of its weights switched off.
 
     ``spec`` is a catalogue name, a Hugging Face id (HF_HUB_OFFLINE is honoured), a directory with a
-    safetensors checkpoint, or a GGUF file, which is de-quantised once into the cache. ``dtype="auto"`` is bf16
-    where the processor multiplies it natively, else fp32; ``device="auto"`` is CUDA where there is one.
+    safetensors checkpoint, or a GGUF file, which is de-quantised once into the cache. ``dtype="auto"`` is
+    bf16 where the processor multiplies it natively, else fp32; ``device="auto"`` is CUDA where there is one.
 
     Raises UsageError for a name, dtype or device that cannot be, CutawayError for damaged or missing files.
     """

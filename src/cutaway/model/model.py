@@ -160,10 +160,10 @@ class Model:
     ) -> Activations:
         """Return the tensors of ``sites`` from one forward, which ends after the last layer needed.
 
-        ``positions`` are counted in each row without its padding: None for all, an int, several ints, a slice,
-        or "last"; negative ones count from the row's end. The pos axis stays, also for one position. The
-        result's mask leaves out padding and, unless ``special``, special tokens; positions named one by one
-        are always in it.
+        ``positions`` are counted in each row without its padding: None for all, an int, several ints, a
+        slice, or "last"; negative ones count from the row's end. The pos axis stays, also for one position.
+        The result's mask leaves out padding and, unless ``special``, special tokens; positions named one by
+        one are always in it.
         Gradients are kept where grad mode is on. Inside `edited`, the values are the edited ones.
 
         Raises UsageError for a site, layer, head or position that the model or a row does not have.

@@ -14,7 +14,7 @@ from cutaway.model.families import Layout
 
 @dataclass
 class Ingredients:
-    """What one layer's forward gave: q and k [batch pos head d_head] before rotation, and the call's arguments."""
+    """What a layer's forward gave: q, k [batch pos head d_head] before rotation, and the call's arguments."""
 
     q: Tensor | None = None
     k: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Names of places in a model: ``kind.layer[.head]``, ``*`` for all, and the names other tools use for them."""
+"""Names of places in a model: ``kind.layer[.head]``, ``*`` for all, and the names other tools use."""
 
 import re
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ class Where:
     def match(
         self, positions: tuple[int, ...] | slice | None, of: Int[Tensor, "rows columns"]
     ) -> tuple[Bool[Tensor, "rows columns"] | None, Int[Tensor, "rows columns"]]:
-        """Return which columns ``positions`` mean (None: all) and each one's rank among the positions asked for."""
+        """Return which columns ``positions`` mean (None: all) and each one's rank among those."""
         if positions is None:
             return None, of
         if isinstance(positions, slice):
