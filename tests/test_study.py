@@ -65,6 +65,7 @@ class Toss(Study[Coin]):
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    studies()  # one imported while the registry is patched would be lost to later tests
     fresh: dict[str, Any] = {}
     monkeypatch.setattr(room, "_registry", fresh)
     return fresh

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, insert, select
 from sqlalchemy.engine import URL
@@ -45,7 +45,7 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self.url.render_as_string()!r})"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(
@@ -68,6 +68,12 @@ class Ledger:
         """A write transaction: everything in it is stored, or nothing."""
         with one_line(self.url), self._engine.execution_options(writes=True).begin() as connection:
             yield connection
+
+    def check_writable(self) -> None:
+        """CutawayError when a run could not be stored here: tries a write, and takes it back."""
+        with one_line(self.url), self._engine.execution_options(writes=True).connect() as connection:
+            connection.execute(insert(schema.version).values(version=0, made=now()))
+            connection.rollback()
 
     def add_run(
         self, run: RunRecord, findings: Findings, replicates: tuple[str, Sequence[Change]] | None = None

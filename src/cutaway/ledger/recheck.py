@@ -23,8 +23,7 @@ def record(ledger: Ledger, study_id: str, config: BaseModel, lab: Lab) -> RunRec
     A study that answers Ctrl-C with incomplete findings is stored as partial; any other end stores nothing.
     """
     study = get_study(study_id)
-    with ledger.writing():
-        pass  # a ledger that cannot be written must say so before the work, not after it
+    ledger.check_writable()  # before the work, not after it
     run, findings = _run(study, config, lab)
     ledger.add_run(run, findings)
     return run
@@ -36,6 +35,7 @@ def recheck(ledger: Ledger, run_id: str, lab: Lab, anyway: bool = False) -> Rech
     Changed weights or data stop it before the rerun unless ``anyway``; changed code, versions and machine are
     named only. Inputs that the study can only name by running are compared after the rerun.
     """
+    ledger.check_writable()
     old = ledger.run(run_id)
     study = get_study(old.study)
     config = _stored_config(study, old)

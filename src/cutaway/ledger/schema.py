@@ -2,8 +2,8 @@
 
 Facts are stored, judgements are not: a run's state, a replication's status and a claim's standing are
 computed when they are read. Artifacts are kept in the database, not beside it: one transaction then stores a
-whole run or nothing, a team on PostgreSQL sees the same files without a shared disk. That
-suits the maps, tables and reports of a study (kilobytes to some megabytes), not activations.
+whole run or nothing, and a team on PostgreSQL sees the same files without a shared disk. That suits the maps,
+tables and reports of a study (kilobytes to some megabytes), not activations.
 """
 
 from typing import Any
