@@ -8,21 +8,19 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cutaway.errors import UsageError
+from cutaway.model import Add
 from cutaway.planted import LinearDirection, linear_direction, null_model, reasoner
 
 
-def difference(planted: LinearDirection, texts: list[str], added: np.ndarray | None = None, layer: int = 0):
-    """Logit(yes) - logit(no) at the last token of each text; ``added`` goes on top of one layer's output."""
-
-    def add(_module, _args, output):
-        return output + torch.tensor(added, dtype=torch.float32)
-
-    hook = planted.model.hf.model.layers[layer].register_forward_hook(add) if added is not None else None
-    with torch.no_grad():
+def difference(planted: LinearDirection, texts: list[str], *edits: Add) -> np.ndarray:
+    """Logit(yes) - logit(no) at the last token of each text."""
+    with torch.no_grad(), planted.model.edited(*edits):
         logits = planted.model.logits(planted.model.batch(texts))[:, -1]
-    if hook is not None:
-        hook.remove()
     return (logits[:, planted.truth.yes] - logits[:, planted.truth.no]).numpy()
+
+
+def along(vector: np.ndarray, scale: float, site: str) -> Add:
+    return Add(site, torch.tensor(vector, dtype=torch.float32), scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -34,26 +32,29 @@ def test_concept_writes_strength_along_the_direction(kwargs):
     layer = int(truth.site.split(".")[1])
     for concept in (True, False):
         texts = planted.texts(30, concept=concept)
+        sites = [f"resid_pre.{layer}", truth.site, f"resid_post.{planted.model.n_layers - 1}"]
         with torch.no_grad():
-            hidden = planted.model.hf.model(
-                planted.model.batch(texts).ids, output_hidden_states=True
-            ).hidden_states
-        before, after = (hidden[i][:, -1].double().numpy() @ truth.direction for i in (layer, layer + 1))
-        if layer + 1 < planted.model.n_layers:  # Hugging Face's last state is the one behind the final norm
-            np.testing.assert_allclose(before, 0, atol=1e-3)
-            np.testing.assert_allclose(after, truth.strength * concept, atol=1e-3)
+            states = planted.model.capture(texts, sites)
+        before, after, end = (states[site][:, -1].double().numpy() @ truth.direction for site in sites)
+        np.testing.assert_allclose(before, 0, atol=1e-3)
+        np.testing.assert_allclose(after, truth.strength * concept, atol=1e-3)
+        np.testing.assert_allclose(end, truth.strength * concept, atol=1e-3)
         expected = truth.bias + truth.slope * truth.strength * concept
         np.testing.assert_allclose(difference(planted, texts), expected, atol=2e-3)
     assert np.linalg.norm(truth.direction) == pytest.approx(1)
     assert np.abs(truth.direction).max() < 0.9
 
 
-@given(scale=st.floats(-20, 20), layer=st.sampled_from([1, 2]))
+@given(
+    scale=st.floats(-20, 20).filter(lambda s: abs(s) > 0.01),
+    site=st.sampled_from(["resid_post.1", "resid_post.2"]),
+)
 @budget(max_examples=20, deadline=None)
-def test_adding_the_direction_is_linear_with_the_known_slope(scale, layer):
+def test_adding_the_direction_is_linear_with_the_known_slope(scale, site):
     planted = linear_direction()
     texts = planted.texts(3, concept=False)
-    moved = difference(planted, texts, scale * planted.truth.direction, layer) - difference(planted, texts)
+    edit = along(planted.truth.direction, scale, site)
+    moved = difference(planted, texts, edit) - difference(planted, texts)
     np.testing.assert_allclose(moved, planted.truth.slope * scale, atol=2e-3 + 1e-3 * abs(scale))
 
 
@@ -65,7 +66,8 @@ def test_an_orthogonal_direction_does_nothing():
     texts = planted.texts(5, concept=True)
     mean = planted.model.hf.model.embed_tokens.weight.detach().double().mean(0).numpy()
     other -= (other @ mean) / (mean @ mean) * mean
-    moved = difference(planted, texts, 5 * other / np.linalg.norm(other), 1) - difference(planted, texts)
+    edit = along(other / np.linalg.norm(other), 5.0, planted.truth.site)
+    moved = difference(planted, texts, edit) - difference(planted, texts)
     assert np.abs(moved).max() < 5e-3
 
 

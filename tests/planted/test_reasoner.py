@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from cutaway.errors import UsageError
 from cutaway.planted import EXACT, Reasoner, reasoner
 from cutaway.planted.process import tempered
+from cutaway.sampling.local import LocalEngine
 from cutaway.sampling.sentences import split_tokens
-from cutaway.sampling.types import Settings
+from cutaway.sampling.transform import candidates
+from cutaway.sampling.types import Request, Settings
 
 VARIANTS = {
     "default": {},
@@ -58,7 +60,9 @@ def all_texts(planted: Reasoner) -> dict[tuple[int, ...], float]:
 def test_weights_are_the_process_along_sampled_traces(variant):
     planted = build(variant)
     hot = Settings(temperature=4.0, top_p=1.0)  # visits unlikely branches
-    rows = [planted.prompt_ids + planted.sample_trace(seed, hot) for seed in range(8)]
+    rows = [
+        planted.prompt_ids + planted.sample_trace(seed, hot) for seed in range(2 if variant == "long" else 8)
+    ]
     for row, probs in zip(rows, model_probs(planted, rows), strict=True):
         for at in range(len(row)):
             np.testing.assert_allclose(probs[at], planted.token_probs(row[: at + 1]), atol=1e-5)
@@ -120,11 +124,29 @@ def test_truth_matches_generation_at_every_boundary(settings):
         assert abs(answers.count("1") / n - expected) < error
 
 
+def test_local_engine_draws_from_the_process():
+    planted = build("default")
+    engine, n = LocalEngine(planted.model, batch_size=200), 400
+    trace = planted.sample_trace(0)
+    prefix = planted.prompt_ids + trace[: planted.boundaries(trace)[2]]
+    rollouts = [r for _, r in engine.stream([Request(prefix, tuple(range(n)), CARD)])]
+    assert {r.finish for r in rollouts} == {"stop"}
+    ones = sum(planted.outcome(planted.model.decode(r.ids)) == "1" for r in rollouts) / n
+    expected = planted.outcome_probs(prefix, CARD)["1"]
+    assert abs(ones - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+    for rollout in rollouts[:3]:
+        exact = [
+            planted.token_probs((*prefix, *rollout.ids[:i]), CARD)[token]
+            for i, token in enumerate(rollout.ids)
+        ]
+        assert engine.token_probs(prefix, rollout.ids, CARD) == pytest.approx(exact, abs=1e-5)
+
+
 def test_sampled_traces_follow_the_odds():
     planted = build("default")
-    texts = [planted.model.decode(planted.sample_trace(seed)) for seed in range(1000)]
-    ones = sum(planted.outcome(text) == "1" for text in texts) / 1000
-    assert abs(ones - planted.outcome_probs(planted.prompt_ids)["1"]) < 4 * 0.5 / math.sqrt(1000)
+    texts = [planted.model.decode(planted.sample_trace(seed)) for seed in range(500)]
+    ones = sum(planted.outcome(text) == "1" for text in texts) / 500
+    assert abs(ones - planted.outcome_probs(planted.prompt_ids)["1"]) < 4 * 0.5 / math.sqrt(500)
     assert planted.sample_trace(7) == planted.sample_trace(7)
 
 
@@ -219,8 +241,6 @@ def test_heads_attend_where_the_truth_says():
 )
 @budget(max_examples=60, deadline=None)
 def test_tempered_equals_the_sampling_engines_transform(weights, temperature, top_p, top_k):
-    from cutaway.sampling.transform import candidates
-
     probs = np.array(weights) / sum(weights)
     settings = Settings(temperature=temperature, top_p=top_p, top_k=top_k)
     kept, ids = candidates(torch.tensor(probs).log()[None], settings)

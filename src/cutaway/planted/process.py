@@ -208,17 +208,11 @@ class Process:
             raise UsageError("empty prefix; it must begin with the prompt")
         return state
 
-    def draw(self, state: State, settings: Settings) -> dict[str, float]:
-        """Probability of each word that can be drawn next under ``settings``."""
-        odds = self.next(state)
-        kept = tempered(np.array(list(odds.values())), settings)
-        return {word: float(p) for word, p in zip(odds, kept, strict=True) if p > 0}
-
     def spread(self, states: dict[State, float], settings: Settings) -> dict[State, float]:
         """Push a distribution over states one word forward."""
         out: dict[State, float] = {}
         for state, mass in states.items():
-            for after, p in _moves(self, state, settings):
+            for _, after, p in moves(self, state, settings):
                 out[after] = out.get(after, 0.0) + mass * p
         return out
 
@@ -234,8 +228,13 @@ class Process:
 
 
 @lru_cache(maxsize=1 << 16)
-def _moves(process: Process, state: State, settings: Settings) -> tuple[tuple[State, float], ...]:
-    return tuple((process.advance(state, word), p) for word, p in process.draw(state, settings).items())
+def moves(process: Process, state: State, settings: Settings) -> tuple[tuple[str, State, float], ...]:
+    """Each word that can be drawn next under ``settings``, the state it leads to and its probability."""
+    odds = process.next(state)
+    kept = tempered(np.array(list(odds.values())), settings)
+    return tuple(
+        (word, process.advance(state, word), float(p)) for word, p in zip(odds, kept, strict=True) if p > 0
+    )
 
 
 def tempered(probs: Float[np.ndarray, " n"], settings: Settings) -> Float[np.ndarray, " n"]:

@@ -37,6 +37,7 @@ from cutaway.planted.process import (
     Kind,
     Process,
     State,
+    moves,
 )
 from cutaway.sampling.types import Settings
 
@@ -83,17 +84,16 @@ class Reasoner:
         rng = np.random.default_rng(seed)
         state, words = self._state(self.prompt_ids), []
         while True:
-            odds = self.process.draw(state, settings)
-            word = str(rng.choice(list(odds), p=list(odds.values())))
+            follow = moves(self.process, state, settings)
+            word, state, _ = follow[rng.choice(len(follow), p=[p for *_, p in follow])]
             words.append(word)
             if word == EOS:
                 return tuple(self._ids(words))
-            state = self.process.advance(state, word)
 
     def token_probs(self, prefix: Sequence[int], settings: Settings = EXACT) -> Float[np.ndarray, " vocab"]:
         """Exact probability that each token is drawn after ``prefix``."""
         probs = np.zeros(self.model.vocab_size)
-        for word, p in self.process.draw(self._state(prefix), settings).items():
+        for word, _, p in moves(self.process, self._state(prefix), settings):
             probs[self._ids([word])] = p
         return probs
 
