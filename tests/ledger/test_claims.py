@@ -97,13 +97,13 @@ def test_claims_must_name_what_exists(
 ) -> None:
     run = record(ledger, "dice", config, lab)
     with refused("no finding 'meen'; did you mean 'mean'"):
-        add_claim(ledger, "t", run.id, "meen", at_least=1)
+        add_claim(ledger, "t", run.id, "meen", at_least=1.0)
     with refused("needs at_least, at_most or both"):
         add_claim(ledger, "t", run.id, "mean")
-    with refused("at_least=2 lies above at_most=1"):
-        add_prediction(ledger, "t", "dice", "mean", at_least=2, at_most=1)
+    with refused("at_least=2.0 lies above at_most=1.0"):
+        add_prediction(ledger, "t", "dice", "mean", at_least=2.0, at_most=1.0)
     with refused("no claim 'abc'"):
         add_critique(ledger, "abc", "t")
-    claim = add_claim(ledger, "t", run.id, "mean", at_least=1)
+    claim = add_claim(ledger, "t", run.id, "mean", at_least=1.0)
     with refused(f"claim {claim.id} has no critique 'xyz'"):
         add_critique(ledger, claim.id, "t", answers="xyz")

@@ -126,7 +126,7 @@ def test_bad_urls(bad: str, said: str, refused: Callable[..., Any]) -> None:
 
 def test_an_unreachable_server(refused: Callable[..., Any]) -> None:
     with refused(r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: .*refused", CutawayError):
-        Ledger("postgresql://me:secret@127.0.0.1:1/db", timeout=2)
+        Ledger("postgresql://me:secret@127.0.0.1:1/db", timeout=2.0)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, refused: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, insert, select
+from sqlalchemy import Connection, Table, insert, select
 from sqlalchemy.engine import URL
 
 from cutaway.errors import CutawayError, UsageError, nearest
@@ -239,10 +239,10 @@ def _replication_row(run: str, changes: Sequence[Change], rerun: str | None) -> 
     }
 
 
-def _run(row: RowMapping) -> RunRecord:
+def _run(row: Mapping[Any, Any]) -> RunRecord:
     return RunRecord(**{**row, "cost": Cost(**row["cost"])})
 
 
-def _finding(row: RowMapping, control: Finding | None) -> Finding:
+def _finding(row: Mapping[Any, Any], control: Finding | None) -> Finding:
     keys = ("name", "value", "low", "high", "level", "n", "unit", "undefined")
     return Finding(**{key: row[key] for key in keys}, control=control)
