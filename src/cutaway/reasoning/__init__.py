@@ -1,0 +1,1 @@
+"""Reasoning: where a chain of thought decided, and what it depended on."""

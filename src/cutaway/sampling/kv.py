@@ -134,9 +134,7 @@ def decode_mask(
         [trunk_pos < prefix_lengths[:, None], tail_pos <= lengths[:, None]], dim=1
     )
     if window is not None:
-        where = torch.cat(
-            [trunk_pos.expand(len(lengths), -1), prefix_lengths[:, None] + tail_pos], dim=1
-        )
+        where = torch.cat([trunk_pos.expand(len(lengths), -1), prefix_lengths[:, None] + tail_pos], dim=1)
         visible = visible & (here - where < window)
     mask = torch.zeros(visible.shape, dtype=dtype, device=lengths.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
@@ -177,7 +175,9 @@ def shared_prefix_attention(
         scores = scores + attention_mask.view(batch, kv_heads, -1, attention_mask.shape[-1])
     pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, -1, width), trunk_v)
-    out = from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
+    out = (
+        from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
+    )
     return out.reshape(batch, 1, heads, -1), None
 
 

@@ -77,6 +77,7 @@ class LocalEngine:
                 ]
                 yield from self._decode(trunk, rows)
 
+    @torch.inference_mode()
     def token_probs(
         self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings
     ) -> list[float]:

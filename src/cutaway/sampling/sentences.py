@@ -38,7 +38,11 @@ def token_ends(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> li
     Tokens that hold part of a character end where the character ends, so no offset falls inside one.
     """
     ends: list[int] = []
-    done, anchor, read = 0, 0, 0  # characters finished; first token of the decoding window; first unread token
+    done, anchor, read = (
+        0,
+        0,
+        0,
+    )  # characters finished; first token of the decoding window; first unread token
     for i in range(len(ids)):
         known = decode(ids[anchor:read])
         grown = decode(ids[anchor : i + 1])

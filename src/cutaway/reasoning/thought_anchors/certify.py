@@ -62,9 +62,7 @@ def pair_blocks(strata: Strata, sentence: int, outcomes: Outcomes, seed: int) ->
     return Blocks(tuple(outcomes[sentence]), tuple(y), None)
 
 
-def judge(
-    strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: float, level: float
-) -> Verdicts:
+def judge(strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: float, level: float) -> Verdicts:
     """Certify anchors at false-discovery rate ``fdr`` and sentences whose effect is within ``delta``."""
     log_e = np.zeros(strata.n)
     small: Bool[np.ndarray, " sentence"] = 1 - strata.stay <= delta

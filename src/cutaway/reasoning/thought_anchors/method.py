@@ -35,7 +35,7 @@ from cutaway.errors import CutawayError, UsageError
 from cutaway.reasoning.thought_anchors.allocate import allocate
 from cutaway.reasoning.thought_anchors.alternatives import Embed, first_sentence, group_alternatives
 from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
-from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, Alternative, AnchorMap
+from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, AnchorMap
 from cutaway.reasoning.thought_anchors.strata import Strata, build_strata
 from cutaway.sampling import BranchTree, Cost, Engine, Request, Rollout, Settings, Trace, make_trace, sample
 from cutaway.stats import difference_interval, mixture_band, smooth_martingale
@@ -220,9 +220,7 @@ class _Run:
         evidence, trace = self.evidence, self.trace
         have = evidence.draws
         places = [(i, int(have[i]) + k) for i in range(self.strata.n) for k in range(int(extra[i]))]
-        requests = [
-            self.strata.request(trace.prompt, i, k, self.seed, trace.settings) for i, k in places
-        ]
+        requests = [self.strata.request(trace.prompt, i, k, self.seed, trace.settings) for i, k in places]
         stream = sample(self.tree, self.engine, requests) if self.tree else self.engine.stream(requests)
         found: dict[int, Rollout] = {}
         tokens = evidence.spent
@@ -257,7 +255,10 @@ class _Run:
         labels = [self.own, *common[: SHOWN_ANSWERS - 1]]
         if len(common) >= SHOWN_ANSWERS:
             labels[-1] = OTHER
-        place = {answer: labels.index(answer) if answer in labels else len(labels) - 1 for answer in (*common, self.own)}
+        place = {
+            answer: labels.index(answer) if answer in labels else len(labels) - 1
+            for answer in (*common, self.own)
+        }
         counts = np.zeros((self.strata.n, len(labels)), dtype=np.int64)
         for i, found in enumerate(self.evidence.answers):
             for answer in found:
@@ -324,7 +325,8 @@ class _Run:
             stay=strata.stay,
             draws=evidence.draws,
             alternatives=tuple(
-                group_alternatives(evidence.texts[i], answers[i], float(leave[i]), embed) for i in range(strata.n)
+                group_alternatives(evidence.texts[i], answers[i], float(leave[i]), embed)
+                for i in range(strata.n)
             ),
             control=self_comparison(strata, evidence.hits(self.own), fdr),
             truncated=evidence.truncated / total,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +56,7 @@ class AnchorMap:
     """Change of the trace's own answer's probability made by each sentence."""
     effect_low: Float[np.ndarray, " sentence"]
     effect_high: Float[np.ndarray, " sentence"]
+    """Interval of each effect by itself at `level`; for certified ones at the level that allows for selection."""
     log_e: Float[np.ndarray, " sentence"]
     """Log e-value against "this sentence changes nothing"."""
     status: tuple[Status, ...]
@@ -84,3 +87,78 @@ class AnchorMap:
         """Indices of the certified sentences, largest effect first."""
         found = [i for i, status in enumerate(self.status) if status == "anchor"]
         return tuple(sorted(found, key=lambda i: -abs(self.effect[i])))
+
+    def __repr__(self) -> str:
+        best = self.anchors[0] if self.anchors else None
+        if best is None:
+            return (
+                f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, no anchor certified)"
+            )
+        low, high = self.effect_low[best], self.effect_high[best]
+        return (
+            f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, {len(self.anchors)} certified, "
+            f"largest: sentence {best} {self.effect[best]:+.2f} [{low:.2f}, {high:.2f}])"
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a sentence: text, curve before and after, effect with interval, verdict, draws."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "sentence": self.sentences,
+                "before": self.curve[:-1, 0],
+                "after": self.curve[1:, 0],
+                "effect": self.effect,
+                "effect_low": self.effect_low,
+                "effect_high": self.effect_high,
+                "log_e": self.log_e,
+                "status": self.status,
+                "stay": self.stay,
+                "draws": self.draws,
+            }
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Curve of every answer with its band; certified sentences are shaded. Needs the ``plots`` extra."""
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise CutawayError("plots need matplotlib; run: pip install 'cutaway[plots]'") from error
+        ax = ax if ax is not None else plt.subplots(figsize=(8, 3))[1]
+        x = np.arange(len(self.curve))
+        for i in self.anchors:
+            ax.axvspan(i, i + 1, color="0.9")
+        for a, answer in enumerate(self.answers):
+            line = ax.plot(x, self.curve[:, a], label=answer)[0]
+            ax.fill_between(
+                x, self.low[:, a], self.high[:, a], color=line.get_color(), alpha=0.15, linewidth=0
+            )
+        ax.set(xlabel="sentence boundary", ylabel="P(answer)", ylim=(0, 1))
+        ax.legend(frameon=False)
+        return ax
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "AnchorMap":
+        """Rebuild a map from `to_dict`, or from the JSON that `save` wrote."""
+        arrays = {"curve", "low", "high", "effect", "effect_low", "effect_high", "log_e", "stay"}
+        fields = {k: np.array(v, dtype=float) if k in arrays else v for k, v in data.items()}
+        fields |= {
+            "sentences": tuple(data["sentences"]),
+            "spans": tuple((a, b) for a, b in data["spans"]),
+            "answers": tuple(data["answers"]),
+            "status": tuple(data["status"]),
+            "draws": np.array(data["draws"], dtype=np.int64),
+            "alternatives": tuple(
+                tuple(Alternative(**each) for each in group) for group in data["alternatives"]
+            ),
+        }
+        return cls(**fields)
+
+    def save(self, path: str | Path) -> None:
+        """Write the map as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")

@@ -43,7 +43,9 @@ class Strata:
     def n(self) -> int:
         return len(self.spans)
 
-    def request(self, prompt: Sequence[int], sentence: int, draw: int, seed: int, settings: Settings) -> Request:
+    def request(
+        self, prompt: Sequence[int], sentence: int, draw: int, seed: int, settings: Settings
+    ) -> Request:
         """The request of the ``draw``-th rollout of a sentence's stratum: a pure function of its arguments."""
         start = self.spans[sentence][0]
         banned = None

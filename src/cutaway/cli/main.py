@@ -1,0 +1,278 @@
+"""The `cutaway` command: arguments in, tables or JSON out. What it does lives in the rooms below."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cutaway.errors import CutawayError, UsageError
+
+app = typer.Typer(
+    help="Open a language model: explain one answer, keep the finding.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger", envvar="CUTAWAY_LEDGER", help="Database URL; default: a file in the cache folder."
+    ),
+]
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the catalogue: what is installed, where it comes from, checksum, licence."""
+    from cutaway.cli.show import show_models
+    from cutaway.model import catalogue
+
+    show_models(catalogue(), as_json)
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="What to ask the model; '-' reads standard input.")],
+    model: Annotated[str, typer.Option(help="Catalogue name, Hugging Face id, directory or GGUF file.")],
+    outcome: Annotated[
+        str, typer.Option(help="number, letter[:A,B], choice:x,y, boxed, regex:PATTERN or auto.")
+    ] = "auto",
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page here.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in decoded tokens.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop adding rollouts after this time.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="100 rollouts from every boundary.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Longest trace, in tokens.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the trace and of every rollout.")] = 0,
+    delta: Annotated[float, typer.Option(help="Effects within +-delta count as none.")] = 0.2,
+    fdr: Annotated[float, typer.Option(help="False-discovery rate of the anchors.")] = 0.05,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    embedder: Annotated[
+        str, typer.Option(help="Groups alternatives by meaning; '' groups identical wordings only.")
+    ] = "all-minilm-l6-v2",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Reuse nothing that was sampled before.")] = False,
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Explain one answer: which sentences decided it, and what the model would have said instead."""
+    from cutaway.cli.show import show_explanation
+    from cutaway.explain import explain as explain_answer
+    from cutaway.explain import report_of
+    from cutaway.study import get_study, parse_config
+
+    given = {
+        "prompt": sys.stdin.read().strip() if prompt == "-" else prompt,
+        "model": model,
+        "outcome": outcome,
+        "raw": raw,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "tokens": tokens,
+        "minutes": minutes,
+        "exact": exact,
+        "delta": delta,
+        "fdr": fdr,
+        "dtype": dtype,
+        "embedder": embedder,
+    }
+    config = parse_config(
+        get_study("thought-anchors"), {k: str(v) for k, v in given.items() if v is not None}
+    )
+    with _ledger(ledger) as book, _bench(fresh) as lab:
+        found = explain_answer(config, lab, book)
+    page = report_of(found.run, found.anchors)
+    if report is not None:
+        _write(report, page)
+    show_explanation(found, report, as_json)
+
+
+@app.command()
+def studies(as_json: Json = False, ledger: LedgerUrl = None) -> None:
+    """List every system with its paper, status and last calibration."""
+    from cutaway.cli.show import show_studies
+    from cutaway.ledger.calibrations import last_calibration
+    from cutaway.study import studies as all_studies
+
+    with _ledger(ledger) as book:
+        known = all_studies()
+        show_studies([(each, last_calibration(book, each.id)) for each in known.values()], as_json)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="Study id; see `cutaway studies`.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable.")] = None,
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Run one study and store what it found; running it again resumes."""
+    from cutaway.cli.show import show_run
+    from cutaway.ledger import record
+    from cutaway.study import get_study, parse_config
+
+    pairs: dict[str, str] = {}
+    for each in settings or []:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"--set {each!r}: write key=value")
+        pairs[key] = value
+    config = parse_config(get_study(study), pairs)
+    with _ledger(ledger) as book, _bench() as lab:
+        made = record(book, study, config, lab)
+        show_run(made, book.findings(made.id), book.artifacts(made.id), as_json)
+
+
+@app.command()
+def calibrate(
+    study: Annotated[str, typer.Argument(help="Study id, or 'all'.")],
+    trials: Annotated[
+        int | None, typer.Option(help="Planted traces; default: the study's own number.")
+    ] = None,
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a study on planted truth and null; exits 1 when a requirement is missed."""
+    from cutaway.cli.show import show_calibrations
+    from cutaway.ledger.calibrations import record_calibration
+    from cutaway.study import get_study
+    from cutaway.study import studies as all_studies
+
+    names = list(all_studies()) if study == "all" else [get_study(study).id]
+    if trials is not None and trials < 1:
+        raise UsageError(f"trials={trials}: must be at least 1")
+    with _ledger(ledger) as book, _bench() as lab:
+        done = [record_calibration(book, name, lab, trials) for name in names]
+    show_calibrations(done, as_json)
+    if not all(each.passed for each in done):
+        raise typer.Exit(1)
+
+
+@app.command()
+def runs(
+    study: Annotated[str | None, typer.Option(help="Only this study.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """List the latest runs."""
+    from cutaway.cli.show import show_runs
+
+    with _ledger(ledger) as book:
+        show_runs(book.runs(limit, study), as_json)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Run id or its beginning.")],
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Show one run: what it depended on, what it found, how its rechecks came out."""
+    from cutaway.cli.show import show_run
+
+    with _ledger(ledger) as book:
+        found = book.run(run)
+        show_run(
+            found, book.findings(found.id), book.artifacts(found.id), as_json, book.replications(found.id)
+        )
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Run id or its beginning.")],
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    ledger: LedgerUrl = None,
+) -> None:
+    """Write the HTML page of a stored run."""
+    from cutaway.explain import anchors_of, report_of
+
+    with _ledger(ledger) as book:
+        found = book.run(run)
+        _write(out, report_of(found, anchors_of(book, found)))
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def recheck(
+    run: Annotated[str, typer.Argument(help="Run id or its beginning.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Run again even if weights or data changed.")
+    ] = False,
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Run a stored run again from nothing; names what changed. Exits 1 unless it is reproduced."""
+    from cutaway.ledger import recheck as check_again
+
+    with _ledger(ledger) as book, _bench() as lab:
+        found = check_again(book, run, lab, anyway)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    if found.status != "reproduced":
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run id or its beginning.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+    ledger: LedgerUrl = None,
+) -> None:
+    """Write a run as JSON without private paths or names, ready to be shared."""
+    from cutaway.ledger import export as export_run
+
+    with _ledger(ledger) as book:
+        text = json.dumps(export_run(book, run), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        _write(out, text)
+
+
+def _ledger(url: str | None) -> Any:
+    from cutaway.ledger import Ledger, default_url
+
+    return Ledger(url if url is not None else default_url())
+
+
+def _bench(fresh: bool = False) -> Any:
+    from cutaway.cli.progress import bench
+
+    return bench(fresh)
+
+
+def _write(path: Path, text: str) -> None:
+    # Written beside and renamed: a full disk leaves no half page under the wanted name.
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CutawayError(f"cannot write {path}: {error.strerror}") from error
+
+
+def main() -> None:
+    """Entry point: every expected failure is one line on standard error and an exit code."""
+    # Nothing is fetched unless a Hugging Face id is given; the tokenizers' fork warning is noise here.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except CutawayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

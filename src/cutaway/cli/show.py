@@ -1,0 +1,188 @@
+"""Tables and JSON for the terminal. Text from models and prompts is printed as text, never as markup."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cutaway.explain import Explanation, conclude
+from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
+from cutaway.model import Entry
+from cutaway.study import Calibration, Finding, Study
+
+BAR = 20
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: Any) -> None:
+    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def show_models(entries: Sequence[Entry], as_json: bool) -> None:
+    """The catalogue."""
+    rows = [
+        {
+            "name": each.name,
+            "kind": each.kind,
+            "installed": each.installed,
+            "packages": list(each.packages),
+            "sha256": each.sha256,
+            "licence": each.licence,
+            "note": each.note,
+            "install": each.hint,
+        }
+        for each in entries
+    ]
+    if as_json:
+        return _json(rows)
+    table = _table("name", "kind", "installed", "licence", "sha256", "note")
+    for row in rows:
+        installed = "yes" if row["installed"] else f"no: {row['install']}"
+        _row(table, row["name"], row["kind"], installed, row["licence"], str(row["sha256"])[:12], row["note"])
+    Console().print(table)
+    return None
+
+
+def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> None:
+    """One answer: conclusion, a row a sentence, alternatives at the anchors, cost."""
+    anchors, run = found.anchors, found.run
+    if as_json:
+        return _json({"run": run.to_dict(), "known": found.known, "anchors": anchors.to_dict()})
+    console, words = Console(), conclude(anchors)
+    console.print(Text(words.headline, style="bold"))
+    for line in (*words.support, *words.cautions):
+        console.print(Text(line))
+    table = _table("", f"P({anchors.answers[0]}) after", "", "effect", "95%", "verdict", "draws", "sentence")
+    for i, sentence in enumerate(anchors.sentences):
+        after = anchors.curve[i + 1, 0]
+        style = "bold green" if anchors.status[i] == "anchor" else ""
+        _row(
+            table,
+            i,
+            f"{after:.2f}",
+            Text("█" * round(after * BAR), style=style or "dim"),
+            f"{anchors.effect[i]:+.2f}",
+            f"[{anchors.effect_low[i]:+.2f}, {anchors.effect_high[i]:+.2f}]",
+            Text(anchors.status[i], style=style),
+            anchors.draws[i],
+            " ".join(sentence.split()),
+        )
+    console.print(table)
+    for i in anchors.anchors:
+        console.print(Text(f"\nInstead of sentence {i} the model would have said:", style="bold"))
+        for other in anchors.alternatives[i]:
+            ends = ", ".join(f"{answer} {share:.0%}" for answer, share in other.answers.items())
+            console.print(Text(f"  {other.share:4.0%}  {' '.join(other.text.split())}  -> {ends}"))
+    console.print(
+        Text(
+            f"\n{anchors.decoded} tokens decoded, {anchors.prefilled} prefilled, {anchors.reused} reused in "
+            f"{anchors.seconds:.0f} s; control: {anchors.control} certified against itself; run {run.id}"
+            + (" (from the ledger; nothing sampled)" if found.known else "")
+        )
+    )
+    if report is not None:
+        console.print(Text(f"report: {report}"))
+    return None
+
+
+def show_studies(rows: Sequence[tuple[Study[Any], RunRecord | None]], as_json: bool) -> None:
+    """Every system with its last calibration."""
+    if as_json:
+        return _json(
+            [
+                {
+                    "id": each.id,
+                    "title": each.title,
+                    "paper": each.paper,
+                    "status": each.status,
+                    "settings": each.Config.model_json_schema()["properties"],
+                    "calibration": None if last is None else last.to_dict(),
+                }
+                for each, last in rows
+            ]
+        )
+    table = _table("id", "what it does", "paper", "status", "last calibration")
+    for each, last in rows:
+        seen = "never" if last is None else f"{last.summary.rsplit(' ', 1)[-1]} {last.started[:10]}"
+        _row(table, each.id, each.title, each.paper, each.status, seen)
+    Console().print(table)
+    return None
+
+
+def show_runs(found: Sequence[RunRecord], as_json: bool) -> None:
+    """The latest runs."""
+    if as_json:
+        return _json([run.to_dict() for run in found])
+    table = _table("run", "study", "started", "state", "seconds", "summary")
+    for run in found:
+        _row(table, run.id, run.study, run.started[:19], run.state, f"{run.seconds:.0f}", run.summary)
+    Console().print(table)
+    return None
+
+
+def show_run(
+    run: RunRecord,
+    items: Sequence[Finding],
+    files: Sequence[ArtifactRecord],
+    as_json: bool,
+    rechecks: Sequence[Recheck] = (),
+) -> None:
+    """One run in full."""
+    if as_json:
+        return _json(
+            {
+                "run": run.to_dict(),
+                "findings": [item.to_dict() for item in items],
+                "artifacts": [file.to_dict() for file in files],
+                "rechecks": [each.to_dict() for each in rechecks],
+            }
+        )
+    console = Console()
+    console.print(Text(f"{run.id}  {run.study}  {run.started[:19]}  {run.state}  {run.seconds:.0f} s"))
+    console.print(Text(run.summary, style="bold"))
+    for name, value in {**run.config, **run.inputs, "code": run.code}.items():
+        console.print(Text(f"  {name}: {value}", style="dim"))
+    for item in items:
+        control = f"  (control: {item.control})" if item.control else ""
+        console.print(Text(f"  {item}{control}"))
+    for file in files:
+        console.print(Text(f"  file {file.name}  {file.size} bytes  sha256 {file.sha256[:12]}"))
+    for each in rechecks:
+        console.print(Text(f"  recheck {each.made[:19]}: {each}"))
+    return None
+
+
+def show_calibrations(done: Sequence[Calibration], as_json: bool) -> None:
+    """Measured rates with their requirement."""
+    if as_json:
+        return _json([each.to_dict() for each in done])
+    for each in done:
+        verdict = "passed" if each.passed else "FAILED"
+        table = _table("rate", "measured", "95%", "required", "", "what", title=f"{each.study}: {verdict}")
+        for rate in each.rates:
+            required = f">= {rate.at_least}" if rate.at_least is not None else f"<= {rate.at_most}"
+            _row(
+                table,
+                rate.name,
+                f"{rate.rate:.3f} ({rate.hits}/{rate.trials})",
+                f"[{rate.low:.3f}, {rate.high:.3f}]",
+                required,
+                "ok" if rate.passed else "missed",
+                rate.what,
+            )
+        Console().print(table)
+    return None

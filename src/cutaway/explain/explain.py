@@ -1,0 +1,61 @@
+"""The main job: one answer, opened. Runs the thought-anchors study, keeps it, and hands back its parts.
+
+The same question asked twice of the same weights and code is answered from the ledger; an interrupted one goes on
+from its branch tree.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cutaway.explain.report import report_html
+from cutaway.ledger import Ledger, RunRecord, record
+from cutaway.ledger.provenance import code_hash
+from cutaway.reasoning.thought_anchors.result import AnchorMap
+from cutaway.reasoning.thought_anchors.study import ThoughtAnchorsConfig
+from cutaway.study import Lab, get_study
+
+STUDY = "thought-anchors"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One answer, opened."""
+
+    run: RunRecord
+    anchors: AnchorMap
+    known: bool
+    """True when the ledger already held it and nothing was sampled."""
+
+
+def explain(config: ThoughtAnchorsConfig, lab: Lab, ledger: Ledger) -> Explanation:
+    """Explain one answer, or fetch the finished run that already did."""
+    stored = config.model_dump(mode="json")
+    inputs = dict(get_study(STUDY).inputs(config, lab))
+    for run in ledger.runs(1000, STUDY):
+        same = run.config == stored and run.code == code_hash() and run.inputs == inputs
+        if same and run.complete and not lab.fresh:
+            return Explanation(run, anchors_of(ledger, run), known=True)
+    run = record(ledger, STUDY, config, lab)
+    return Explanation(run, anchors_of(ledger, run), known=False)
+
+
+def anchors_of(ledger: Ledger, run: RunRecord) -> AnchorMap:
+    """The anchor map that a run stored."""
+    return AnchorMap.from_dict(json.loads(ledger.artifact(run.id, "anchors.json")))
+
+
+def report_of(run: RunRecord, anchors: AnchorMap) -> str:
+    """The run's report page. Local paths stay at home: a model is named by its last path component and its hash."""
+    config = run.config
+    sampling = f"temperature {config['temperature']:g}, top-p {config['top_p']:g}, seed {config['seed']}"
+    meta = {
+        "model": Path(str(config["model"])).name,
+        "settings": f"{sampling}, outcome {config['outcome']}",
+        **{name.replace(":", " "): f"sha256 {digest}" for name, digest in run.inputs.items()},
+        "run": run.id,
+        "started": run.started,
+        "code": run.code,
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+    }
+    return report_html(anchors, title="Why this answer?", meta=meta)

@@ -1,0 +1,255 @@
+"""The thought-anchors study: config, wiring, findings and calibration."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+from pydantic import Field
+
+from cutaway.errors import CutawayError
+from cutaway.grading import auto_outcome, parse_outcome
+from cutaway.planted import EXACT, Reasoner, reasoner
+from cutaway.reasoning.thought_anchors.method import Embed, Report, find_anchors, sample_trace
+from cutaway.reasoning.thought_anchors.result import AnchorMap
+from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens
+from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
+
+ROUNDING = 1e-6
+"""Token probabilities come from fp32 logits, so a band can end this far from an exact 0, 1 or planted odds."""
+
+
+class ThoughtAnchorsConfig(StudyConfig):
+    prompt: str = Field(min_length=1)
+    """What the model is asked."""
+    model: str = "smollm2-135m-instruct"
+    """Catalogue name, Hugging Face id, local directory or GGUF file."""
+    outcome: str = "auto"
+    """number, letter[:A,B], choice:x,y, boxed, regex:PATTERN; auto reads it off the prompt."""
+    raw: bool = False
+    """Take the prompt as it is, without the chat template."""
+    temperature: float = 0.6
+    """Sampling temperature."""
+    top_p: float = 0.95
+    """Nucleus mass."""
+    max_tokens: int = Field(200, ge=8)
+    """Longest trace, in tokens."""
+    seed: int = 0
+    """Of the trace and of every rollout."""
+    tokens: int | None = Field(None, ge=1)
+    """Budget in decoded tokens; default: a fifth of what the uniform estimator would cost."""
+    minutes: float | None = Field(None, gt=0)
+    """Stop adding rollouts after this time."""
+    exact: bool = False
+    """The paper's estimator: 100 free rollouts from every boundary."""
+    delta: float = Field(0.2, gt=0, lt=1)
+    """Effects within +-delta count as none."""
+    fdr: float = Field(0.05, gt=0, lt=1)
+    """False-discovery rate of the certified anchors."""
+    dtype: str = "auto"
+    """Weights' precision: auto, float32 or bfloat16."""
+    embedder: str = "all-minilm-l6-v2"
+    """Sentence embedder that groups alternatives; empty: identical wordings only."""
+
+
+@study
+class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
+    id = "thought-anchors"
+    title = "Which sentences of a chain of thought decided its answer"
+    paper = "Bogdan, Macar, Nanda, Conmy 2025, arXiv:2506.19143"
+    status = "resampling curve, band, certified anchors; calibrated"
+    Config = ThoughtAnchorsConfig
+
+    def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
+        """Sample a trace, find its anchors."""
+        model = lab.model(config.model, config.dtype)
+        outcome = auto_outcome(config.prompt) if config.outcome == "auto" else parse_outcome(config.outcome)
+        prompt = model.encode(config.prompt, special=True) if config.raw else model.chat_ids(config.prompt)
+        settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
+        engine = LocalEngine(model)
+        deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
+        folder = lab.tree_folder(tree_key(engine.identity, prompt))
+        with BranchTree.open(folder, engine.identity) as tree:
+            trace = sample_trace(engine, prompt, outcome, model.decode, settings, config.seed, tree=tree)
+            anchors = find_anchors(
+                engine,
+                trace,
+                outcome,
+                model.decode,
+                # A time limit alone may spend as many tokens as it likes.
+                budget=config.tokens if config.tokens or not config.minutes else 10**9,
+                estimator="uniform" if config.exact else "deviation",
+                delta=config.delta,
+                fdr=config.fdr,
+                seed=config.seed,
+                tree=tree,
+                embed=load_embedder(config.embedder) if config.embedder else None,
+                report=reporter(lab),
+                deadline=deadline,
+            )
+        return Findings(
+            items=findings(anchors, trace),
+            summary=summarise(anchors),
+            artifacts={"anchors.json": (json.dumps(anchors.to_dict(), ensure_ascii=False) + "\n").encode()},
+            inputs={f"weights:{model.name}": model.fingerprint},
+            cost=engine.cost,
+            complete=anchors.complete,
+            result=anchors,
+        )
+
+    def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
+        """Band coverage and recall on a planted reasoner, false anchors where nothing has an effect."""
+        started, trials = time.monotonic(), 200 if trials is None else trials
+        planted, silent = reasoner("ffpfsfsfa", p_one=(0.02, 0.98)), reasoner("ffpfsfsfa", no_effect=True)
+        covered = first = recalled = anchors = 0
+        quiet = false = 0
+        for seed in range(trials):
+            lab.progress(Progress(seed, trials, "traces"))
+            found, truth = planted_run(planted, seed)
+            inside = (found.low[:, 0] <= truth + ROUNDING) & (truth <= found.high[:, 0] + ROUNDING)
+            covered += bool(inside.all())
+            moved = np.abs(np.diff(truth))
+            first += int(np.abs(found.effect).argmax()) == planted.truth.kinds.index("plan")
+            real = np.flatnonzero(moved > 0.2)
+            anchors += len(real)
+            recalled += sum(found.status[i] == "anchor" for i in real)
+            null, _ = planted_run(silent, seed)
+            quiet += not null.anchors
+            false += len(null.anchors)
+        rates = (
+            Rate(
+                "band coverage",
+                covered,
+                trials,
+                at_least=0.93,
+                what="traces whose exact curve lies inside the 95% band everywhere",
+            ),
+            Rate(
+                "plan first",
+                first,
+                trials,
+                at_least=0.95,
+                what="traces where the plan sentence has the largest effect",
+            ),
+            Rate(
+                "recall",
+                recalled,
+                max(anchors, 1),
+                at_least=0.9,
+                what="sentences with an effect above 0.2 that were certified",
+            ),
+            Rate(
+                "false anchors",
+                trials - quiet,
+                trials,
+                at_most=0.05,
+                what="traces without any effect where an anchor was certified",
+            ),
+        )
+        seconds = time.monotonic() - started
+        return Calibration(self.id, rates, seconds, {"trials": trials, "budget": "a fifth of uniform-100"})
+
+
+def planted_run(planted: Reasoner, seed: int, **options: object) -> tuple[AnchorMap, np.ndarray]:
+    """One run on a planted trace, and the exact probability of the trace's own answer at every boundary."""
+    ids = planted.sample_trace(seed)
+    decode = planted.model.decode
+    settings = Settings(EXACT.temperature, EXACT.top_p, EXACT.top_k, len(ids) + 8)
+    trace = Trace(planted.prompt_ids, ids, (), tuple(split_tokens(ids, decode)), settings)
+    own = planted.outcome(decode(ids))
+    truth = np.array([planted.outcome_probs(trace.prefix(i))[str(own)] for i in range(trace.n_sentences + 1)])
+    anchors = find_anchors(
+        LocalEngine(planted.model, 256),
+        trace,
+        planted.outcome,
+        decode,
+        seed=seed,
+        **options,  # type: ignore[arg-type]
+    )
+    return anchors, truth
+
+
+def tree_key(identity: str, prompt: list[int]) -> str:
+    """Name of the branch tree of one prompt under one model."""
+    return hashlib.sha256(repr((identity, prompt)).encode()).hexdigest()[:24]
+
+
+def reporter(lab: Lab) -> Report:
+    """Hand a method's progress to the lab."""
+    return lambda spent, planned, note: lab.progress(Progress(spent, planned, "tokens", note))
+
+
+def findings(anchors: AnchorMap, trace: Trace) -> tuple[Finding, ...]:
+    """The numbers a ledger keeps: one per certified sentence, the start of the curve, counts and shares."""
+    total = int(anchors.draws.sum())
+    control = Finding(
+        "anchors certified, each sentence against itself", float(anchors.control), n=len(anchors.sentences)
+    )
+    items = [
+        Finding("anchors certified", float(len(anchors.anchors)), n=len(anchors.sentences), control=control),
+        Finding(
+            f"P({anchors.answers[0]}) before the first sentence",
+            float(anchors.curve[0, 0]),
+            float(anchors.low[0, 0]),
+            float(anchors.high[0, 0]),
+            n=total,
+        ),
+        Finding("share of rollouts without an answer", anchors.unanswered, n=total)
+        if total
+        else Finding("share of rollouts without an answer", None, undefined="no rollout was finished"),
+    ]
+    items += [
+        Finding(
+            f"effect of sentence {i}",
+            float(anchors.effect[i]),
+            float(anchors.effect_low[i]),
+            float(anchors.effect_high[i]),
+            n=int(anchors.draws[i]),
+            unit=f"change of P({anchors.answers[0]})",
+        )
+        for i in range(len(anchors.sentences))
+    ]
+    return tuple(items)
+
+
+def summarise(anchors: AnchorMap) -> str:
+    """One line: the answer and what decided it."""
+    answer = f"answer {anchors.answers[0]!r}"
+    partial = "" if anchors.complete else " (not every sentence decided)"
+    if not anchors.anchors:
+        return f"{answer}: no sentence certified as an anchor among {len(anchors.sentences)}{partial}"
+    i = anchors.anchors[0]
+    return (
+        f"{answer}: sentence {i} moved P from {anchors.curve[i, 0]:.2f} to {anchors.curve[i + 1, 0]:.2f}; "
+        f"{len(anchors.anchors)} of {len(anchors.sentences)} sentences certified{partial}"
+    )
+
+
+def load_embedder(name: str) -> Embed:
+    """Sentence embeddings from the catalogue or a local directory, loaded on first use."""
+    cache: list[Callable[[list[str]], np.ndarray]] = []
+
+    def embed(texts: object) -> np.ndarray:
+        if not cache:
+            cache.append(_sentence_transformer(name))
+        return cache[0](list(texts))  # type: ignore[call-overload]
+
+    return embed
+
+
+def _sentence_transformer(name: str) -> Callable[[list[str]], np.ndarray]:
+    from pathlib import Path
+
+    from cutaway.model.catalogue import entry
+
+    folder = Path(name) if Path(name).is_dir() else entry(name).directory()
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise CutawayError(
+            "grouping alternatives needs sentence-transformers; run: pip install 'cutaway[demo]' "
+            "or pass --embedder ''"
+        ) from error
+    encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return lambda texts: np.asarray(encoder.encode(texts, show_progress_bar=False))
