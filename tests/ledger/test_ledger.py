@@ -119,11 +119,11 @@ def test_the_state_of_a_run_is_no_column() -> None:
 
 def test_nothing_can_be_pickled_into_the_ledger() -> None:
     kinds = {type(column.type).__name__ for table in schema.metadata.tables.values() for column in table.c}
-    assert kinds <= {"Text", "JSON", "Integer", "Double", "Boolean", "LargeBinary"}
+    assert kinds <= {"Text", "JSON", "Integer", "BigInteger", "Double", "Boolean", "LargeBinary"}
 
 
 number = st.floats(allow_nan=False, allow_infinity=False)
-texts = st.text(max_size=20)
+texts = st.text(st.characters(), max_size=20)
 
 
 @st.composite
@@ -131,7 +131,7 @@ def findings(draw: st.DrawFn, depth: int = 2) -> Finding:
     ends = sorted(draw(st.tuples(number, number)))
     low, high = draw(st.sampled_from([(None, None), (ends[0], None), (None, ends[1]), tuple(ends)]))
     control = draw(st.none() | findings(depth - 1)) if depth else None
-    n = draw(st.none() | st.integers(0, 2**31 - 1))
+    n = draw(st.none() | st.integers(0, 2**60))
     if draw(st.booleans()):
         return Finding(draw(texts), None, n=n, control=control, undefined=draw(texts) + "why")
     return Finding(draw(texts), draw(number), low, high, 0.9, n, draw(texts), control)
@@ -149,18 +149,19 @@ def _readable_finding(item: Finding) -> Finding:
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     items=st.lists(findings(), max_size=4, unique_by=lambda item: _readable(item.name)),
-    summary=st.text().filter(lambda line: "\n" not in line),
+    summary=st.text(st.characters()).filter(lambda line: "\n" not in line),
     content=st.binary(max_size=2000),
-    setting=st.text(),
+    setting=st.text(st.characters()),
 )
 def test_any_finding_survives_the_round_trip(
     ledger: Ledger, items: list[Finding], summary: str, content: bytes, setting: str
 ) -> None:
     id = new_id("x")
     told = Findings(tuple(items), summary, {"a.parquet": content})
-    run = RunRecord(id, "dice", {"s": setting}, 3, now(), 0.1, True, summary, {}, "c", {}, {}, Cost())
+    run = RunRecord(id, "dice", {"s": setting}, 2**80, now(), 0.1, True, summary, {}, "c", {}, {}, Cost())
     ledger.add_run(run, told)
     assert ledger.findings(id) == tuple(_readable_finding(item) for item in items)
     assert ledger.artifact(id, "a.parquet") == content
     assert ledger.run(id).config == {"s": setting}
+    assert ledger.run(id).seed == 2**80
     assert ledger.run(id).summary == _readable(summary)

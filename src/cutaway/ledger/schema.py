@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     DDL,
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -39,7 +40,7 @@ def _measure() -> list[Column[Any]]:
         Column("low", Double),
         Column("high", Double),
         Column("level", Double, nullable=False),
-        Column("n", Integer),
+        Column("n", BigInteger),
         Column("unit", Text, nullable=False),
         Column("undefined", Text, nullable=False),
     ]
@@ -58,7 +59,7 @@ run = Table(
     Column("id", Text, primary_key=True),
     Column("study", Text, nullable=False, index=True),
     Column("config", JSON, nullable=False),
-    Column("seed", Integer),
+    Column("seed", JSON),  # an integer of any size
     Column("started", Text, nullable=False, index=True),
     Column("seconds", Double, nullable=False),
     Column("complete", Boolean, nullable=False),
@@ -77,7 +78,7 @@ artifact = Table(
     Column("name", Text, primary_key=True),
     Column("sha256", Text, nullable=False),
     Column("media_type", Text, nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("content", LargeBinary, nullable=False),
 )
 
