@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     event,
 )
 
@@ -31,6 +32,19 @@ SCHEMA = 1
 APPEND_ONLY = "the ledger is append-only"
 
 metadata = MetaData()
+
+
+class WholeNumber(TypeDecorator[int]):
+    """An integer of any size, such as a seed, kept as its decimal digits."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Any) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> int | None:
+        return None if value is None else int(value)
 
 
 def _measure() -> list[Column[Any]]:
@@ -59,7 +73,7 @@ run = Table(
     Column("id", Text, primary_key=True),
     Column("study", Text, nullable=False, index=True),
     Column("config", JSON, nullable=False),
-    Column("seed", JSON),  # an integer of any size
+    Column("seed", WholeNumber),
     Column("started", Text, nullable=False, index=True),
     Column("seconds", Double, nullable=False),
     Column("complete", Boolean, nullable=False),
