@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
     sampler: Sampler
     mode = "ok"
     lock = threading.Lock()
-    tries: ClassVar[Counter[bytes]] = Counter()
+    tries: ClassVar[Counter[tuple[str, bytes]]] = Counter()
     stats: ClassVar[defaultdict[str, Counter[str]]] = defaultdict(Counter)
 
     def log_message(self, *_: object) -> None:
@@ -182,8 +182,8 @@ class Handler(BaseHTTPRequestHandler):
         mode, path = self.route()
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         with self.lock:
-            attempt = self.tries[raw]
-            self.tries[raw] += 1
+            attempt = self.tries[mode, raw]
+            self.tries[mode, raw] += 1
             stats = self.stats[mode]
             stats.update(requests=1, now=1)
             stats["most_at_once"] = max(stats["most_at_once"], stats["now"])

@@ -233,10 +233,14 @@ class TestTrouble:
         one_line(error, address)
         assert time.monotonic() - began < 10
 
-    @pytest.mark.parametrize("mode", ["500-then-ok", "429-then-ok"])
-    def test_passing_trouble_is_retried(self, connect: Connect, mode: str) -> None:
+    @pytest.mark.parametrize(("mode", "requests"), [("500-then-ok", 6), ("429-then-ok", 4)])
+    def test_passing_trouble_is_retried(
+        self, connect: Connect, address: str, mode: str, requests: int
+    ) -> None:
         ask = replace(ONE, seeds=(11, 12))
         assert sorted(connect(mode).stream([ask]), key=repr) == sorted(connect().stream([ask]), key=repr)
+        with urlopen(f"{address}/{mode}/stats") as answer:
+            assert json.load(answer)["requests"] == requests
 
     def test_nobody_there(self) -> None:
         with socket.socket() as taken:
