@@ -19,9 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cutaway"
 FILES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-PACKAGES = sorted(
-    ".".join(("cutaway", *init.parent.relative_to(SOURCE).parts)) for init in SOURCE.rglob("__init__.py")
-)
+PACKAGES = sorted(".".join(("cutaway", *init.parent.relative_to(SOURCE).parts)) for init in SOURCE.rglob("__init__.py"))
 TOPICS = [
     *("reasoning", "circuits", "features", "probes", "steering", "editing", "finetuning"),
     *("organisms", "evals", "redteam", "vision", "agents", "forecasting"),

@@ -75,9 +75,7 @@ def test_finding_prints_value_interval_level_n_and_unit() -> None:
     assert str(Finding("effect", 0.314, 0.2, None, n=12, unit="nats")) == (
         "effect: 0.314 nats [0.2, open] at 0.95, n=12"
     )
-    assert str(Finding("effect", None, undefined="no rollout answered")) == (
-        "effect: undefined (no rollout answered)"
-    )
+    assert str(Finding("effect", None, undefined="no rollout answered")) == ("effect: undefined (no rollout answered)")
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])

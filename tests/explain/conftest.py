@@ -83,9 +83,7 @@ def build(sentences: tuple[str, ...], shape: Shape, seed: int = 0, **changes: ob
     return replace(result, **changes)  # type: ignore[arg-type]
 
 
-def _alternatives(
-    answers: tuple[str, ...], leaving: float, rng: np.random.Generator
-) -> tuple[Alternative, ...]:
+def _alternatives(answers: tuple[str, ...], leaving: float, rng: np.random.Generator) -> tuple[Alternative, ...]:
     shares = leaving * np.array([0.5, 0.3, 0.15])
     return tuple(
         Alternative(
@@ -109,13 +107,9 @@ MAPS: dict[str, Callable[[], AnchorMap]] = {
     "no answer": lambda: build(
         STORY, Shape(("(none)", "umbrella"), {}), unanswered=0.61, truncated=0.4, estimator="uniform"
     ),
-    "one sentence": lambda: build(
-        ("So she should take the umbrella.",), Shape(("umbrella", "(none)"), {0: 0.4})
-    ),
+    "one sentence": lambda: build(("So she should take the umbrella.",), Shape(("umbrella", "(none)"), {0: 0.4})),
     "one answer": lambda: build(STORY[:3], Shape(("umbrella",), {}, start=0.97)),
-    "many answers": lambda: build(
-        STORY, Shape((*(str(7 * i) for i in range(11)), "(other)"), {1: 0.4}, start=0.2)
-    ),
+    "many answers": lambda: build(STORY, Shape((*(str(7 * i) for i in range(11)), "(other)"), {1: 0.4}, start=0.2)),
     "long": lambda: build(
         tuple(STORY[i % 8].replace("Mia", f"Mia ({i})") for i in range(250)),
         Shape(FOUR, {i: (0.12 if i % 3 else -0.06) for i in range(9, 250, 31)}, noise=0.002, undecided=60),

@@ -16,9 +16,7 @@ from cutaway.explain.report import conclude, probability, report_html, signed
 from cutaway.reasoning.thought_anchors.result import Alternative, AnchorMap
 
 Make = Callable[[str], AnchorMap]
-HOSTILE = (
-    "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028&lt;{{ 7*7 }}\"'>"
-)
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028&lt;{{ 7*7 }}\"'>"
 
 
 class Page(HTMLParser):

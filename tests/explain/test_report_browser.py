@@ -81,9 +81,7 @@ def test_the_curve_stands_where_the_numbers_say(open_report: Open, make: Make) -
     points = page.locator("#figure .own .point").evaluate_all(
         "all => all.map(p => [+p.getAttribute('cx'), +p.getAttribute('cy')])"
     )
-    grid = page.locator("#figure :is(.grid, .base)").evaluate_all(
-        "all => all.map(l => +l.getAttribute('y1'))"
-    )
+    grid = page.locator("#figure :is(.grid, .base)").evaluate_all("all => all.map(l => +l.getAttribute('y1'))")
     zero, one = max(grid), min(grid)
     heights = [(zero - y) / (zero - one) for _, y in points]
     assert heights == pytest.approx(list(anchors.curve[:, 0]), abs=1e-6)

@@ -92,9 +92,7 @@ def test_a_prediction_is_decided_by_the_first_finished_run_after_it(
     assert [(each.outcome, each.run) for each in predictions(ledger)] == [("holds", run.id)]
 
 
-def test_claims_must_name_what_exists(
-    ledger: Ledger, config: Any, lab: Lab, refused: Callable[..., Any]
-) -> None:
+def test_claims_must_name_what_exists(ledger: Ledger, config: Any, lab: Lab, refused: Callable[..., Any]) -> None:
     run = record(ledger, "dice", config, lab)
     with refused("no finding 'meen'; did you mean 'mean'"):
         add_claim(ledger, "t", run.id, "meen", at_least=1.0)

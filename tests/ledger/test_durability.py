@@ -77,9 +77,7 @@ def test_a_kill_in_the_middle_leaves_no_half_run(
     ledger.close()
 
 
-def test_two_processes_writing_at_once_lose_nothing(
-    url: str, make_config: Callable[..., Any], lab: Lab
-) -> None:
+def test_two_processes_writing_at_once_lose_nothing(url: str, make_config: Callable[..., Any], lab: Lab) -> None:
     def work(writer: int) -> None:
         with Ledger(url) as ledger:  # both may be the one that creates the tables
             for index in range(50):
@@ -175,9 +173,7 @@ def test_a_file_that_is_no_database(tmp_path: Path, content: bytes, refused: Cal
     assert (tmp_path / "ledger.db").read_bytes() == content
 
 
-def test_a_damaged_database(
-    sqlite: Ledger, config: Any, lab: Lab, tmp_path: Path, refused: Callable[..., Any]
-) -> None:
+def test_a_damaged_database(sqlite: Ledger, config: Any, lab: Lab, tmp_path: Path, refused: Callable[..., Any]) -> None:
     record(sqlite, "dice", config, lab)
     sqlite.close()
     path = tmp_path / "ledger.db"

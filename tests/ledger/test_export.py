@@ -57,9 +57,7 @@ def test_an_export_keeps_the_numbers_and_loses_the_person(ledger: Ledger, person
     assert told["artifacts"][0]["name"] == "map.json"
 
 
-def test_a_real_run_exports_without_home_or_user(
-    ledger: Ledger, make_config: Callable[..., Any], lab: Lab
-) -> None:
+def test_a_real_run_exports_without_home_or_user(ledger: Ledger, make_config: Callable[..., Any], lab: Lab) -> None:
     config = make_config(prompt=f"read {Path.home()}/notes and {lab.home}", api_key="sesame")
     text = json.dumps(export(ledger, record(ledger, "dice", config, lab).id))
     assert str(Path.home()) not in text

@@ -35,9 +35,7 @@ def test_a_run_comes_back_whole(ledger: Ledger, config: Any, lab: Lab, dice: Any
     json.dumps([run.to_dict(), ledger.artifacts(run.id)[0].to_dict()], allow_nan=False)
 
 
-def test_an_interrupted_study_is_stored_as_partial(
-    ledger: Ledger, make_config: Callable[..., Any], lab: Lab
-) -> None:
+def test_an_interrupted_study_is_stored_as_partial(ledger: Ledger, make_config: Callable[..., Any], lab: Lab) -> None:
     assert record(ledger, "dice", make_config(partial=True), lab).state == "partial"
 
 

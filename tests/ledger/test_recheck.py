@@ -25,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("dice")
 def tiny(tmp_path: Path) -> Path:
     """A Llama of one layer, saved to a directory."""
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
+    shape = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(8)}, unk_token="w0"))
     folder = tmp_path / "tiny-llama"
     LlamaForCausalLM(shape).save_pretrained(folder)
@@ -59,9 +57,7 @@ def test_changed_weights_are_named_and_stop_the_recheck(
     assert (anyway.status, anyway.changes) == ("reproduced", told.changes)
 
 
-def test_an_unchanged_run_is_reproduced_without_reusing_rollouts(
-    ledger: Ledger, config: Any, lab: Lab
-) -> None:
+def test_an_unchanged_run_is_reproduced_without_reusing_rollouts(ledger: Ledger, config: Any, lab: Lab) -> None:
     record(ledger, "dice", config, lab)
     run = record(ledger, "dice", config, lab)
     assert run.summary.endswith("1 kept")

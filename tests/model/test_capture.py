@@ -98,13 +98,9 @@ def heads_apart(model: Model, family: str, seen: dict[str, Tensor]) -> dict[str,
         both = out.pop("qkv")
         for i, kind in enumerate("qkv"):
             if family == "gpt2":
-                out[kind] = torch.stack(
-                    [both[..., i * 32 + h * size : i * 32 + (h + 1) * size] for h in range(4)], 2
-                )
+                out[kind] = torch.stack([both[..., i * 32 + h * size : i * 32 + (h + 1) * size] for h in range(4)], 2)
             else:
-                out[kind] = torch.stack(
-                    [both[..., (3 * h + i) * size : (3 * h + i + 1) * size] for h in range(4)], 2
-                )
+                out[kind] = torch.stack([both[..., (3 * h + i) * size : (3 * h + i + 1) * size] for h in range(4)], 2)
     for kind in "qkvz":
         if out[kind].ndim == 3:
             out[kind] = torch.stack(out[kind].split(size, -1), 2)
@@ -134,14 +130,10 @@ def test_every_site_equals_a_plain_hook(model: Model, family: str, rows: list[li
     assert torch.equal(model.capture(batch, "embed")["embed"], embed["embed"])
 
 
-def test_what_attention_and_mlp_add_is_the_whole_change(
-    model: Model, family: str, rows: list[list[int]]
-) -> None:
+def test_what_attention_and_mlp_add_is_the_whole_change(model: Model, family: str, rows: list[list[int]]) -> None:
     found = model.capture(rows, [f"{kind}.*" for kind in STREAM])
     for layer in range(model.n_layers):
-        total = sum(
-            (found[f"{kind}.{layer}"] for kind in ("resid_pre", "attn_out", "mlp_out")), torch.zeros(())
-        )
+        total = sum((found[f"{kind}.{layer}"] for kind in ("resid_pre", "attn_out", "mlp_out")), torch.zeros(()))
         torch.testing.assert_close(total, found[f"resid_post.{layer}"], atol=2e-6, rtol=1e-5)
 
 
@@ -152,9 +144,7 @@ def test_pattern_equals_eager_attention(family: str, make: Make, rows: list[list
     found = model.capture(batch, ["pattern.*", "pattern.1.2"])
     real = batch.mask[:, None, :, None]
     for layer in range(model.n_layers):
-        torch.testing.assert_close(
-            found[f"pattern.{layer}"] * real, expected[layer] * real, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(found[f"pattern.{layer}"] * real, expected[layer] * real, atol=1e-5, rtol=0)
         torch.testing.assert_close(
             eager.capture(batch, f"pattern.{layer}")[f"pattern.{layer}"] * real,
             expected[layer] * real,
@@ -196,14 +186,11 @@ def left_padded(model: Model, rows: list[list[int]]) -> Batch:
 
 def test_padding_on_the_left_changes_nothing(model: Model, rows: list[list[int]]) -> None:
     right, left = (
-        model.capture(batch, ["resid_post.*", "z.*"])
-        for batch in (model.batch(rows), left_padded(model, rows))
+        model.capture(batch, ["resid_post.*", "z.*"]) for batch in (model.batch(rows), left_padded(model, rows))
     )
     for site in right:
         torch.testing.assert_close(left.flat(site), right.flat(site), atol=1e-5, rtol=1e-4)
-    last = [
-        model.capture(batch, "z.1", "last")["z.1"] for batch in (model.batch(rows), left_padded(model, rows))
-    ]
+    last = [model.capture(batch, "z.1", "last")["z.1"] for batch in (model.batch(rows), left_padded(model, rows))]
     torch.testing.assert_close(last[0], last[1], atol=1e-5, rtol=1e-4)
 
 
@@ -219,9 +206,7 @@ def test_positions_pick_the_same_values(model: Model, rows: list[list[int]]) -> 
     assert torch.equal(model.capture(batch, "resid_post.1", 3)["resid_post.1"], site[:, 3:4])
     part = model.capture(batch, "resid_post.1", slice(3, None))
     assert part.mask.sum(1).tolist() == [4, 1, 2]
-    assert torch.equal(
-        part.flat("resid_post.1"), torch.cat([site[r, 3 : len(ids)] for r, ids in enumerate(rows)])
-    )
+    assert torch.equal(part.flat("resid_post.1"), torch.cat([site[r, 3 : len(ids)] for r, ids in enumerate(rows)]))
     assert part.positions.tolist() == [[3, 4, 5, 6], [3, -1, -1, -1], [3, 4, -1, -1]]
 
 
@@ -251,8 +236,7 @@ def test_forward_stops_after_the_last_site(llama: Model, rows: list[list[int]]) 
     ran: list[int] = []
     blocks = llama.hf.model.layers
     handles = [
-        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
-        for layer, block in enumerate(blocks)
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(blocks)
     ]
     llama.capture(rows, ["resid_post.0", "pattern.1"])
     assert ran == [0]

@@ -70,9 +70,7 @@ def test_ends_take_edits(model: Model, rows: list[list[int]]) -> None:
     batch = model.batch(rows)
     old = model.capture(batch, ["embed", "logits"])
     vector = random_like(old["embed"])
-    torch.testing.assert_close(
-        edited_value(model, batch, "embed", Add("embed", vector)), old["embed"] + vector
-    )
+    torch.testing.assert_close(edited_value(model, batch, "embed", Add("embed", vector)), old["embed"] + vector)
     ban = torch.zeros(model.vocab_size)
     ban[7] = -1e4
     with model.edited(Add("logits", ban, positions=2)):
@@ -81,9 +79,7 @@ def test_ends_take_edits(model: Model, rows: list[list[int]]) -> None:
     assert torch.equal(found[:, 3], old["logits"][:, 3])
 
 
-def test_edit_reaches_downstream_and_leaves_no_trace(
-    model: Model, family: str, rows: list[list[int]]
-) -> None:
+def test_edit_reaches_downstream_and_leaves_no_trace(model: Model, family: str, rows: list[list[int]]) -> None:
     batch = model.batch(rows)
     before = model.logits(batch)
     for kind in kinds(family):
@@ -185,9 +181,7 @@ def test_a_value_for_each_position(model: Model, rows: list[list[int]]) -> None:
     swapped = edited_value(model, batch, "resid_post.0", Replace("resid_post.0", values, positions=[3, 1]))
     old[:, 3], old[:, 1] = values[0], values[1]
     assert torch.equal(swapped, old)
-    sliced = edited_value(
-        model, batch, "resid_post.0", Replace("resid_post.0", values, positions=slice(1, 3))
-    )
+    sliced = edited_value(model, batch, "resid_post.0", Replace("resid_post.0", values, positions=slice(1, 3)))
     assert torch.equal(sliced[:, 1:3], values.expand(3, -1, -1))
     each = torch.randn(3, 2, model.d_model)
     both = edited_value(model, batch, "resid_post.0", Replace("resid_post.0", each, positions=[0, 1]))

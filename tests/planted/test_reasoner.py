@@ -60,9 +60,7 @@ def all_texts(planted: Reasoner) -> dict[tuple[int, ...], float]:
 def test_weights_are_the_process_along_sampled_traces(variant):
     planted = build(variant)
     hot = Settings(temperature=4.0, top_p=1.0)  # visits unlikely branches
-    rows = [
-        planted.prompt_ids + planted.sample_trace(seed, hot) for seed in range(2 if variant == "long" else 8)
-    ]
+    rows = [planted.prompt_ids + planted.sample_trace(seed, hot) for seed in range(2 if variant == "long" else 8)]
     for row, probs in zip(rows, model_probs(planted, rows), strict=True):
         for at in range(len(row)):
             np.testing.assert_allclose(probs[at], planted.token_probs(row[: at + 1]), atol=1e-5)
@@ -135,10 +133,7 @@ def test_local_engine_draws_from_the_process():
     expected = planted.outcome_probs(prefix, CARD)["1"]
     assert abs(ones - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
     for rollout in rollouts[:3]:
-        exact = [
-            planted.token_probs((*prefix, *rollout.ids[:i]), CARD)[token]
-            for i, token in enumerate(rollout.ids)
-        ]
+        exact = [planted.token_probs((*prefix, *rollout.ids[:i]), CARD)[token] for i, token in enumerate(rollout.ids)]
         assert engine.token_probs(prefix, rollout.ids, CARD) == pytest.approx(exact, abs=1e-5)
 
 
@@ -164,8 +159,7 @@ def test_curve_is_a_martingale_and_moves_only_at_anchors():
 def test_effects_equal_the_mean_over_all_texts():
     planted = reasoner("fpwsa", filler=(0.7, 0.3), step_noise=0.05)
     mean = sum(
-        p * np.abs(np.diff(planted.curve(text[len(planted.prompt_ids) :])))
-        for text, p in all_texts(planted).items()
+        p * np.abs(np.diff(planted.curve(text[len(planted.prompt_ids) :]))) for text, p in all_texts(planted).items()
     )
     np.testing.assert_allclose(mean, planted.truth.effects, atol=1e-12)
 

@@ -61,16 +61,12 @@ def test_save_and_load_keep_every_number(planted, tmp_path):
     model, text = planted
     model.hf.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    loaded = Model(
-        AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path), "loaded"
-    )
+    loaded = Model(AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path), "loaded")
     assert loaded.fingerprint == model.fingerprint
     assert loaded.encode(text) == model.encode(text)
     assert loaded.eos_ids == model.eos_ids
     assert loaded.dtype == torch.float32
-    torch.testing.assert_close(
-        loaded.logits(loaded.batch([text])), model.logits(model.batch([text])), atol=0, rtol=0
-    )
+    torch.testing.assert_close(loaded.logits(loaded.batch([text])), model.logits(model.batch([text])), atol=0, rtol=0)
 
 
 def test_padding_and_batch_change_nothing(planted):

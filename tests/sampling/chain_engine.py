@@ -45,9 +45,7 @@ def requests() -> list[Request]:
     """Four requests over two prefixes that share their beginning, 240 rollouts in all."""
     settings = Settings(max_tokens=40, stop=("\n",))
     text = tuple(range(1, 30))
-    return [
-        Request(text[:length], tuple(range(60)), settings, ban) for length in (10, 29) for ban in (None, 3)
-    ]
+    return [Request(text[:length], tuple(range(60)), settings, ban) for length in (10, 29) for ban in (None, 3)]
 
 
 def main() -> None:

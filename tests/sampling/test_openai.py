@@ -120,9 +120,7 @@ class TestConformance:
         # The served name is the checkpoint's unless CUTAWAY_OPENAI_TOKENIZER says otherwise.
         tokenizer = AutoTokenizer.from_pretrained(os.environ.get("CUTAWAY_OPENAI_TOKENIZER", engine.model))
         text = tuple(tokenizer.encode("The three largest cities of France are Paris, Lyon and"))
-        check_engine(
-            Subject(engine, text, len(tokenizer), tokenizer.decode, (tokenizer.eos_token_id,), max_tokens=16)
-        )
+        check_engine(Subject(engine, text, len(tokenizer), tokenizer.decode, (tokenizer.eos_token_id,), max_tokens=16))
 
 
 class TestDraws:
@@ -234,9 +232,7 @@ class TestTrouble:
         assert time.monotonic() - began < 10
 
     @pytest.mark.parametrize(("mode", "requests"), [("500-then-ok", 6), ("429-then-ok", 4)])
-    def test_passing_trouble_is_retried(
-        self, connect: Connect, address: str, mode: str, requests: int
-    ) -> None:
+    def test_passing_trouble_is_retried(self, connect: Connect, address: str, mode: str, requests: int) -> None:
         ask = replace(ONE, seeds=(11, 12))
         assert sorted(connect(mode).stream([ask]), key=repr) == sorted(connect().stream([ask]), key=repr)
         with urlopen(f"{address}/{mode}/stats") as answer:
@@ -282,16 +278,12 @@ class TestModelsAndKeys:
         assert connect("two", model="other-llama").identity == "openai:other-llama"
 
     def test_unknown_model(self, connect: Connect) -> None:
-        with pytest.raises(
-            UsageError, match=r"does not serve model 'tiny-lama'; did you mean 'tiny-llama'\?"
-        ):
+        with pytest.raises(UsageError, match=r"does not serve model 'tiny-lama'; did you mean 'tiny-llama'\?"):
             connect(model="tiny-lama")
         with pytest.raises(UsageError, match="choose one of: other-llama, tiny-llama"):
             connect("two")
 
-    def test_key_from_argument_and_environment(
-        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_key_from_argument_and_environment(self, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(list(connect("key", api_key="sk-right").stream([ONE]))) == 1
         monkeypatch.setenv("OPENAI_API_KEY", "sk-right")
         assert len(list(connect("key").stream([ONE]))) == 1

@@ -88,9 +88,7 @@ class TestAgainstADictionary:
             request = Request(prefix, (0,), Settings(**sampling), ban)
             rollout = Rollout(seed, tuple(i for i, _ in row), tuple(x for _, x in row), finish)
             returned = tree.add(request, rollout)
-            expected = replace(
-                rollout, logprobs=tuple(x if math.isnan(x) else round(x, 4) for x in rollout.logprobs)
-            )
+            expected = replace(rollout, logprobs=tuple(x if math.isnan(x) else round(x, 4) for x in rollout.logprobs))
             kept = model.setdefault((bare(request), rollout.seed), expected)
             for found in (
                 returned,

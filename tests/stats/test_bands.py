@@ -63,9 +63,7 @@ def test_coverage_where_degenerate_counts_could_flatter_the_calibration(p):
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(0, 99)
-)
+@given(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(0, 99))
 def test_band_is_monotone_in_level_within_the_unit_interval_and_brackets_the_estimate(rows, seed):
     counts = np.array(rows)
     stay = np.random.default_rng(seed).random(len(rows))
@@ -101,9 +99,7 @@ def test_difference_covers_and_matches_one_stratum():
         inside = 0
         for run in range(300):
             a, b = rng.binomial(n, p), rng.binomial(n, q)
-            found = difference_interval(
-                np.array([[a, n - a], [b, n - b]]), np.array([1.0, -1.0]), draws=500, seed=run
-            )
+            found = difference_interval(np.array([[a, n - a], [b, n - b]]), np.array([1.0, -1.0]), draws=500, seed=run)
             inside += found.low[0] <= p - q <= found.high[0]
         assert inside / 300 >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / 300)
     alone = difference_interval(np.array([[2, 8]]), np.array([1.0]), draws=100_000)

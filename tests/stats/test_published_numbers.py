@@ -33,9 +33,7 @@ def traces():
 def test_resampling_importance_is_the_difference_of_neighbouring_accuracies(traces):
     rows = 0
     for t in traces.values():
-        np.testing.assert_allclose(
-            t["resampling_importance_accuracy"][:-1], np.diff(t["accuracy"]), atol=3e-7
-        )
+        np.testing.assert_allclose(t["resampling_importance_accuracy"][:-1], np.diff(t["accuracy"]), atol=3e-7)
         rows += len(t["accuracy"]) - 1
     assert rows == 2865
 
@@ -45,9 +43,7 @@ def test_without_similar_rollouts_counterfactual_is_minus_resampling(traces):
     for t in traces.values():
         all_differ = t["different_trajectories_fraction"][:-1] == 1
         counterfactual = t["counterfactual_importance_accuracy"][:-1][all_differ]
-        np.testing.assert_allclose(
-            counterfactual, -t["resampling_importance_accuracy"][:-1][all_differ], atol=1e-6
-        )
+        np.testing.assert_allclose(counterfactual, -t["resampling_importance_accuracy"][:-1][all_differ], atol=1e-6)
         rows += all_differ.sum()
     assert rows == 324
 

@@ -22,9 +22,7 @@ def naive_log_e(x, y, n_answers, prior=1.0):
 
 @given(
     st.integers(2, 4).flatmap(
-        lambda k: st.tuples(
-            st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), max_size=12)
-        )
+        lambda k: st.tuples(st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), max_size=12))
     )
 )
 def test_log_e_equals_the_definition(case):

@@ -20,9 +20,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LedgerUrl = Annotated[
     str | None,
-    typer.Option(
-        "--ledger", envvar="CUTAWAY_LEDGER", help="Database URL; default: a file in the cache folder."
-    ),
+    typer.Option("--ledger", envvar="CUTAWAY_LEDGER", help="Database URL; default: a file in the cache folder."),
 ]
 
 
@@ -84,9 +82,7 @@ def explain(
         "dtype": dtype,
         "embedder": embedder,
     }
-    config = parse_config(
-        get_study("thought-anchors"), {k: str(v) for k, v in given.items() if v is not None}
-    )
+    config = parse_config(get_study("thought-anchors"), {k: str(v) for k, v in given.items() if v is not None})
     with _ledger(ledger) as book, _bench(fresh) as lab:
         found = explain_answer(config, lab, book)
     page = report_of(found.run, found.anchors)
@@ -134,9 +130,7 @@ def run(
 @app.command()
 def calibrate(
     study: Annotated[str, typer.Argument(help="Study id, or 'all'.")],
-    trials: Annotated[
-        int | None, typer.Option(help="Planted traces; default: the study's own number.")
-    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Planted traces; default: the study's own number.")] = None,
     ledger: LedgerUrl = None,
     as_json: Json = False,
 ) -> None:
@@ -181,9 +175,7 @@ def show(
 
     with _ledger(ledger) as book:
         found = book.run(run)
-        show_run(
-            found, book.findings(found.id), book.artifacts(found.id), as_json, book.replications(found.id)
-        )
+        show_run(found, book.findings(found.id), book.artifacts(found.id), as_json, book.replications(found.id))
 
 
 @app.command()
@@ -204,9 +196,7 @@ def report(
 @app.command()
 def recheck(
     run: Annotated[str, typer.Argument(help="Run id or its beginning.")],
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Run again even if weights or data changed.")
-    ] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Run again even if weights or data changed.")] = False,
     ledger: LedgerUrl = None,
     as_json: Json = False,
 ) -> None:

@@ -112,10 +112,7 @@ def _headline(anchors: AnchorMap) -> str:
     before, after = anchors.curve[first, 0], anchors.curve[first + 1, 0]
     change = f"from {probability(before)} to {probability(after)}"
     if anchors.effect[first] < 0:
-        return (
-            f"The strongest anchor went against {answer}: sentence {first + 1} lowered its probability "
-            f"{change}."
-        )
+        return f"The strongest anchor went against {answer}: sentence {first + 1} lowered its probability {change}."
     if before < 0.5 <= after:
         return f"Sentence {first + 1} decided {answer}: it raised its probability {change}."
     return f"Sentence {first + 1} did most to bring about {answer}: it raised its probability {change}."
@@ -142,9 +139,7 @@ def _support(anchors: AnchorMap) -> tuple[str, ...]:
     if anchors.low[0, 0] > 0.5:
         lines.append("The prompt alone already made it the most likely outcome.")
     elif anchors.low[-1, 0] > anchors.high[0, 0]:
-        lines.append(
-            "It grew along the trace, but too gradually, or with too few draws, to credit one sentence."
-        )
+        lines.append("It grew along the trace, but too gradually, or with too few draws, to credit one sentence.")
     return tuple(lines)
 
 
@@ -153,10 +148,7 @@ def _tally(anchors: AnchorMap) -> str:
     total = len(anchors.sentences)
     noun = "sentence" if total == 1 else "sentences"
     certified = "1 anchor" if counts["anchor"] == 1 else f"{counts['anchor']} anchors"
-    return (
-        f"Of {total} {noun}: {certified}, {counts['no effect']} without effect, "
-        f"{counts['undecided']} undecided."
-    )
+    return f"Of {total} {noun}: {certified}, {counts['no effect']} without effect, {counts['undecided']} undecided."
 
 
 def _cautions(anchors: AnchorMap) -> tuple[str, ...]:

@@ -21,9 +21,7 @@ _POINTS = 5
 _Point = dict[str, complex]
 _Expression = Callable[[_Point], complex]
 
-_DROPPED = re.compile(
-    r"\\(?:left|right|,|;|!|:|quad|qquad|displaystyle)(?![a-z])|\\ |[\s$]|\\?%|\^\{?\\circ\}?|°"
-)
+_DROPPED = re.compile(r"\\(?:left|right|,|;|!|:|quad|qquad|displaystyle)(?![a-z])|\\ |[\s$]|\\?%|\^\{?\\circ\}?|°")
 _SPELLINGS = (
     ("−", "-"),
     (r"\$", ""),
@@ -155,7 +153,7 @@ class _Outside(Exception):  # noqa: N818
 
 
 class _Parser:
-    """Recursive descent over tokens; each method consumes what it names and returns its function of a point."""
+    """Recursive descent over tokens; each method consumes what it names, returns its value at a point."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.at, self.depth = tokens, 0, 0

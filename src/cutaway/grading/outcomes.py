@@ -41,7 +41,7 @@ class Outcome:
 
 
 def parse_outcome(spec: str) -> Outcome:
-    """Build the outcome that ``spec`` names (see the table above); a bad one is refused with what is meant."""
+    """Build the outcome that ``spec`` names (see the table above); a bad one is refused with a near match."""
     kind, colon, argument = spec.partition(":")
     if kind in {"number", "boxed"}:
         if colon:
@@ -77,18 +77,14 @@ def from_callable(fn: Callable[[str], str | None], name: str) -> Outcome:
     def checked(text: str) -> str | None:
         found = fn(text)
         if found is not None and not isinstance(found, str):
-            raise CutawayError(
-                f"outcome {name!r} returned {type(found).__name__}: return text, or None for no answer"
-            )
+            raise CutawayError(f"outcome {name!r} returned {type(found).__name__}: return text, or None for no answer")
         return found
 
     return Outcome(f"callable:{name}", checked)
 
 
 _KINDS = ("number", "letter", "choice", "boxed", "regex", "auto")
-_MARKER = re.compile(
-    r"\banswer\b[\s*_]*(?:(?:is|would be|should be|=)[\s*_]*:?|:)[\s*_]*|####\s*", re.IGNORECASE
-)
+_MARKER = re.compile(r"\banswer\b[\s*_]*(?:(?:is|would be|should be|=)[\s*_]*:?|:)[\s*_]*|####\s*", re.IGNORECASE)
 _NUMBER = re.compile(
     r"""(?<![\w./])(?P<sign>[-−+]?)\$?(?:
         \\[dt]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>\d+)\}
@@ -186,9 +182,7 @@ def _letter_outcome(argument: str, spec: str) -> Outcome:
     one = "".join(names)
     both = one + one.lower()
     # A bare lower-case letter counts only where nothing but punctuation follows: "the answer is a bit long".
-    chosen = re.compile(
-        rf"\(([{both}])\)|(?<![\w'])(?:([{one}])(?![\w'])|([{one.lower()}])(?=\s*(?:[.):,;*\]}}]|$)))"
-    )
+    chosen = re.compile(rf"\(([{both}])\)|(?<![\w'])(?:([{one}])(?![\w'])|([{one.lower()}])(?=\s*(?:[.):,;*\]}}]|$)))")
     shown = re.compile(rf"\(([{both}])\)|(?:^|\n)[\s*_]*([{one}])[\s*_]*[.):]?[\s*_]*(?=\n|$)")
     bare = re.compile(
         rf"\b(?:option|choice|choose|pick|select)\s+([{one}])(?![\w'])|(?<![\w'])([{one}])(?=[.):,]|\s*$)"
@@ -214,9 +208,7 @@ def _choice_outcome(argument: str, spec: str) -> Outcome:
     words = [" ".join(part.split()) for part in argument.split(",")]
     folded = {word.lower(): word for word in words}
     if len(words) < 2 or not all(words) or len(folded) != len(words):
-        raise UsageError(
-            f"outcome {spec!r}: name at least two different words, such as 'choice:umbrella,sunglasses'"
-        )
+        raise UsageError(f"outcome {spec!r}: name at least two different words, such as 'choice:umbrella,sunglasses'")
     longest_first = sorted(folded, key=len, reverse=True)
     union = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest_first)
     mention = re.compile(rf"(?<!\w)(?:{union})(?!\w)", re.IGNORECASE)

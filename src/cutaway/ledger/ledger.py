@@ -124,9 +124,7 @@ class Ledger:
         id = self.run(run).id
         items, controls = schema.finding, schema.control
         with self.reading() as connection:
-            rows = connection.execute(
-                select(items).where(items.c.run == id).order_by(items.c.position)
-            ).mappings()
+            rows = connection.execute(select(items).where(items.c.run == id).order_by(items.c.position)).mappings()
             below = connection.execute(
                 select(controls).where(controls.c.run == id).order_by(controls.c.depth.desc())
             ).mappings()
@@ -153,9 +151,7 @@ class Ledger:
             names = [each.name for each in self.artifacts(id)]
             raise UsageError(f"run {id} has no artifact {name!r}{nearest(name, names)}")
         if hashlib.sha256(row.content).hexdigest() != row.sha256:
-            raise CutawayError(
-                f"artifact {name!r} of run {id} is damaged: its content does not match its sha256"
-            )
+            raise CutawayError(f"artifact {name!r} of run {id} is damaged: its content does not match its sha256")
         return bytes(row.content)
 
     def replications(self, run: str) -> tuple[Recheck, ...]:
@@ -178,16 +174,12 @@ class Ledger:
 def compare(before: Sequence[Finding], after: Sequence[Finding]) -> tuple[Comparison, ...]:
     """Pair two runs' findings by name: those of the first run in their order, then new ones."""
     old, new = {each.name: each for each in before}, {each.name: each for each in after}
-    return tuple(
-        Comparison(name, old.get(name), new.get(name)) for name in [*old, *(new.keys() - old.keys())]
-    )
+    return tuple(Comparison(name, old.get(name), new.get(name)) for name in [*old, *(new.keys() - old.keys())])
 
 
 def _add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(
-            insert(table), [{key: _storable(value) for key, value in row.items()} for row in rows]
-        )
+        connection.execute(insert(table), [{key: _storable(value) for key, value in row.items()} for row in rows])
 
 
 def _storable(value: Any) -> Any:

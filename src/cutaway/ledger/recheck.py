@@ -79,9 +79,7 @@ def _jsonable(config: BaseModel) -> dict[str, Any]:
     try:
         json.dumps(stored, allow_nan=False)
     except ValueError:
-        raise UsageError(
-            f"the config {config!r} holds a number that is not finite; give finite ones"
-        ) from None
+        raise UsageError(f"the config {config!r} holds a number that is not finite; give finite ones") from None
     return stored
 
 

@@ -115,9 +115,7 @@ def edited(layout: Layout, edits: Sequence[Edit]) -> Iterator[None]:
             raise EditError(_idle(run))
 
 
-def _plan(
-    layout: Layout, run: _Running, plans: dict[tuple[nn.Module, str], list[Change]], handles: list[Any]
-) -> None:
+def _plan(layout: Layout, run: _Running, plans: dict[tuple[nn.Module, str], list[Change]], handles: list[Any]) -> None:
     for site in parse(run.edit.site, layout):
         if isinstance(run.edit, AttentionMask):
             handles.append(_hook_mask(layout, run, run.edit, site))
@@ -229,9 +227,7 @@ def _align(
         return operand, None
     values = operand if operand.ndim == rank + 2 else operand[None]
     if len(values) not in (1, rows):
-        raise UsageError(
-            f"{type(edit).__name__} at {edit.site!r}: {len(values)} rows of values for a batch of {rows}"
-        )
+        raise UsageError(f"{type(edit).__name__} at {edit.site!r}: {len(values)} rows of values for a batch of {rows}")
     inside = (order >= 0) & (order < values.shape[1])
     index = order.clamp(0, values.shape[1] - 1)
     height = max(len(values), len(index))

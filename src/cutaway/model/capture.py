@@ -55,9 +55,7 @@ class Activations(Mapping[str, Tensor]):
     def flat(self, site: str) -> Tensor:
         """Return the values at the mask's tokens only, one row a token: [token ...]."""
         if self.names.get(site, site).startswith("pattern"):
-            raise UsageError(
-                f"{site!r}: a pattern has two position axes and no flat form; index it with .mask"
-            )
+            raise UsageError(f"{site!r}: a pattern has two position axes and no flat form; index it with .mask")
         return self[site][self.mask]
 
 

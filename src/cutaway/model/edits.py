@@ -169,9 +169,7 @@ class Patch(Edit):
         width = self.source.shape[1]
         asked = self.positions if isinstance(self.positions, tuple) else ()
         if any(position >= width for position in asked):
-            raise UsageError(
-                f"Patch at {self.site!r}: position {max(asked)} is beyond the source's {width} positions"
-            )
+            raise UsageError(f"Patch at {self.site!r}: position {max(asked)} is beyond the source's {width} positions")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,9 +185,7 @@ class AttentionMask(Edit):
     heads: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        self._freeze(
-            queries=_positions(self.queries), keys=_positions(self.keys), heads=_ints("heads", self.heads)
-        )
+        self._freeze(queries=_positions(self.queries), keys=_positions(self.keys), heads=_ints("heads", self.heads))
 
     @property
     def site(self) -> str:  # type: ignore[override]
@@ -264,9 +260,7 @@ def _tensor(edit: Edit, name: str) -> Tensor:
     value = getattr(edit, name)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise UsageError(
-            f"{type(edit).__name__} at {edit.site!r}: {name} must be a float tensor, given {given}"
-        )
+        raise UsageError(f"{type(edit).__name__} at {edit.site!r}: {name} must be a float tensor, given {given}")
     return value
 
 

@@ -170,8 +170,7 @@ def resolve(hf: Any) -> Layout:
         )
     known = ", ".join(shape.name for shape in SHAPES)
     raise UsageError(
-        f"{type(hf).__name__} has no blocks of a known shape ({known});"
-        " its forward works, its sites have no names"
+        f"{type(hf).__name__} has no blocks of a known shape ({known}); its forward works, its sites have no names"
     )
 
 
@@ -232,8 +231,7 @@ def _neurons(layout: Layout, layer: int) -> Any:
     mlp = layout.blocks[layer].get_submodule(layout.shape.mlp)
     if not hasattr(mlp, layout.shape.down):
         raise UsageError(
-            f"neurons: the MLP of layer {layer} has no {layout.shape.down!r} (a mixture of experts?);"
-            " use mlp_out"
+            f"neurons: the MLP of layer {layer} has no {layout.shape.down!r} (a mixture of experts?); use mlp_out"
         )
     return mlp.get_submodule(layout.shape.down)
 

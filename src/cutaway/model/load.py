@@ -18,9 +18,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def load_model(
-    spec: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
-) -> Model:
+def load_model(spec: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Model:
     """Return the model that ``spec`` names, in eval mode, with gradients of its weights switched off.
 
     ``spec`` is a catalogue name, a Hugging Face id (HF_HUB_OFFLINE is honoured), a directory with a
@@ -66,9 +64,7 @@ def _device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"device={device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"device={str(device)!r}: this machine has no usable CUDA device; use 'cpu' or 'auto'"
-        )
+        raise UsageError(f"device={str(device)!r}: this machine has no usable CUDA device; use 'cpu' or 'auto'")
     return chosen
 
 
@@ -83,9 +79,7 @@ def _resolve(spec: str | Path) -> tuple[str | Path, str]:
     path = Path(spec).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise UsageError(
-                f"{path} is a file but not a GGUF; give a .gguf file or a checkpoint's directory"
-            )
+            raise UsageError(f"{path} is a file but not a GGUF; give a .gguf file or a checkpoint's directory")
         return checkpoint_of(path), path.stem
     if path.is_dir():
         _check_directory(path)
@@ -119,13 +113,9 @@ def _read(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, **options
-            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except SafetensorError as error:
-        raise CutawayError(
-            f"the safetensors weights of {name!r} are damaged: {_first_line(error)}"
-        ) from error
+        raise CutawayError(f"the safetensors weights of {name!r} are damaged: {_first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CutawayError(_explain(path, name, error)) from error
     hf, info = loaded

@@ -111,9 +111,7 @@ class Model:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the exact text of ``ids``, special tokens included."""
-        return str(
-            self._tokenizer().decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def chat_ids(self, prompt: str, system: str | None = None) -> list[int]:
         """Return the ids of one user turn under the model's chat template, up to where its answer starts."""
@@ -122,9 +120,7 @@ class Model:
             raise UsageError(f"model {self.name!r} has no chat template; pass the prompt as it is with `raw`")
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": prompt})
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)
 
     def batch(self, rows: Rows) -> Batch:

@@ -25,9 +25,7 @@ def check(layout: Layout, layer: int) -> None:
     """UsageError with the reason where a layer's pattern is not a plain softmax of q and k."""
     attn = layout.attn(layer)
     if hasattr(attn, "sinks"):
-        raise UsageError(
-            f"pattern.{layer}: this model's attention has sinks outside the keys; capture z instead"
-        )
+        raise UsageError(f"pattern.{layer}: this model's attention has sinks outside the keys; capture z instead")
 
 
 def attention_pattern(
@@ -64,9 +62,7 @@ def _rotate(attn: nn.Module, q: Tensor, k: Tensor, arguments: dict[str, Any]) ->
     cos, sin = angles
     rotary = getattr(sys.modules[type(attn).__module__], "apply_rotary_pos_emb", None)
     if rotary is None:
-        raise UsageError(
-            f"pattern: {type(attn).__name__} rotates q and k in its own way; capture q, k or z instead"
-        )
+        raise UsageError(f"pattern: {type(attn).__name__} rotates q and k in its own way; capture q, k or z instead")
     width = cos.shape[-1]
     q_turned, k_turned = rotary(q[..., :width], k[..., :width], cos, sin)
     return torch.cat([q_turned, q[..., width:]], -1), torch.cat([k_turned, k[..., width:]], -1)

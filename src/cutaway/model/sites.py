@@ -97,9 +97,7 @@ def canonical(name: str, layout: Layout) -> str:
         layer, inside = match.group(1), match.group(2) or ""
         outputs = layout.outputs()
         if inside not in outputs:
-            raise UsageError(
-                f"site {name!r}: the output of {inside!r} is not a site{nearest(inside, outputs)}"
-            )
+            raise UsageError(f"site {name!r}: the output of {inside!r} is not a site{nearest(inside, outputs)}")
         return f"{outputs[inside]}.{layer}"
     for kind, module in _ends(layout):
         if path and any(module is found for at, found in layout.hf.named_modules() if _same(at, path)):

@@ -43,9 +43,7 @@ class Where:
         return hits.any(-1), hits.int().argmax(-1)
 
     def _absolute(self, position: int, of: Tensor) -> Int[Tensor, "rows 1"]:
-        if (
-            position >= 0 or self.past
-        ):  # where the prompt ended is not known here: a negative one means no column
+        if position >= 0 or self.past:  # where the prompt ended is not known here: a negative one means no column
             return torch.full((1, 1), position, device=of.device)
         return self.queries.amax(-1, keepdim=True) + 1 + position
 

@@ -99,17 +99,13 @@ def induction(
         n_ctx=_N_CTX,
         rope_theta=_THETA,
     )
-    distractors = tuple(
-        (layer, h) for layer, real in ((0, previous), (1, head)) for h in range(n_heads) if h != real
-    )
+    distractors = tuple((layer, h) for layer, real in ((0, previous), (1, head)) for h in range(n_heads) if h != real)
     with torch.no_grad():
         _frame(hf, n_symbols + 1, len(tokenizer))
         _previous_token_head(hf, previous, n_symbols + 1)
         _induction_head(hf, head, n_symbols + 1)
         _distract(hf, distractors, noise, seed)
-    truth = InductionTruth(
-        ((0, previous, "previous token"), (1, head, "induction")), distractors, 1 / n_symbols
-    )
+    truth = InductionTruth(((0, previous, "previous token"), (1, head, "induction")), distractors, 1 / n_symbols)
     return Induction(Model(hf, tokenizer, f"planted-induction-{n_symbols}"), truth)
 
 
@@ -156,9 +152,7 @@ def _induction_head(hf: LlamaForCausalLM, head: int, width: int) -> None:
     attention.o_proj.weight[2 * width : 3 * width, first : first + width] = torch.eye(width)
 
 
-def _distract(
-    hf: LlamaForCausalLM, distractors: tuple[tuple[int, int], ...], noise: float, seed: int
-) -> None:
+def _distract(hf: LlamaForCausalLM, distractors: tuple[tuple[int, int], ...], noise: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     d_model = hf.config.hidden_size
     for layer, head in distractors:

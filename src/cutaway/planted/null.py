@@ -47,9 +47,7 @@ def null_model(like: Model | None = None, *, spread: float = 0.2, seed: int = 0)
     """
     source = linear_direction().model if like is None else like
     if source.hf.config.model_type != "llama":
-        raise UsageError(
-            f"null_model(like={source.name!r}): a {source.hf.config.model_type} model; give a Llama"
-        )
+        raise UsageError(f"null_model(like={source.name!r}): a {source.hf.config.model_type} model; give a Llama")
     generator = torch.Generator().manual_seed(seed)
     hf = quiet_llama(source.hf.config)
     with torch.no_grad():

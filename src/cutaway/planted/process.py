@@ -151,9 +151,7 @@ class Process:
             return dict(zip(WORDINGS, self.filler, strict=False))
         slot = len(self.layout) - 1 if word == " is" else slot + 1
         if word != " is" and (slot >= len(self.layout) or self.opener(slot) != word):
-            raise UsageError(
-                f"nothing follows {word!r} after sentence {slot - 1}; follow the layout {self.layout!r}"
-            )
+            raise UsageError(f"nothing follows {word!r} after sentence {slot - 1}; follow the layout {self.layout!r}")
         p = self.p_second(slot, state)
         return dict(zip(self.choices(slot)[0], (1 - p, p), strict=True))
 
@@ -200,9 +198,7 @@ class Process:
             if word not in known:
                 raise UsageError(f"token {word!r} is not a word of this process; use the words of its traces")
             if state is None and word != PROMPT[0]:
-                raise UsageError(
-                    f"prefix begins with {word!r}; it must begin with the prompt ({PROMPT[0]!r})"
-                )
+                raise UsageError(f"prefix begins with {word!r}; it must begin with the prompt ({PROMPT[0]!r})")
             state = State(word) if state is None else self.advance(state, word)
         if state is None:
             raise UsageError("empty prefix; it must begin with the prompt")
@@ -232,9 +228,7 @@ def moves(process: Process, state: State, settings: Settings) -> tuple[tuple[str
     """Each word that can be drawn next under ``settings``, the state it leads to and its probability."""
     odds = process.next(state)
     kept = tempered(np.array(list(odds.values())), settings)
-    return tuple(
-        (word, process.advance(state, word), float(p)) for word, p in zip(odds, kept, strict=True) if p > 0
-    )
+    return tuple((word, process.advance(state, word), float(p)) for word, p in zip(odds, kept, strict=True) if p > 0)
 
 
 def tempered(probs: Float[np.ndarray, " n"], settings: Settings) -> Float[np.ndarray, " n"]:
@@ -265,9 +259,7 @@ def tempered(probs: Float[np.ndarray, " n"], settings: Settings) -> Float[np.nda
             )
         kept = int((before[:kept] < edge).sum())
     if kept < len(falling) and 0 < falling[kept - 1] < falling[kept] * (1 + _EDGE):
-        raise UsageError(
-            f"{settings} cuts between equally likely words; no sampler decides such a tie the same way"
-        )
+        raise UsageError(f"{settings} cuts between equally likely words; no sampler decides such a tie the same way")
     out = np.zeros(len(falling))
     out[order[:kept]] = falling[:kept] / falling[:kept].sum()
     return out

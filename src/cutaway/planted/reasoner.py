@@ -224,9 +224,7 @@ def _readings(process: Process) -> tuple[_Reading, _Reading, _Reading]:
     return progress, link, mood
 
 
-def _weights(
-    process: Process, tokenizer: PreTrainedTokenizerFast, n_layers: int, n_ctx: int
-) -> LlamaForCausalLM:
+def _weights(process: Process, tokenizer: PreTrainedTokenizerFast, n_layers: int, n_ctx: int) -> LlamaForCausalLM:
     words = (*process.words, EOS)
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary[word] for word in words]
@@ -308,12 +306,7 @@ def _by_reading(
     by_progress, by_link, by_mood = (torch.zeros(width, len(words)) for width in widths)
     last = len(process.layout)
     starts = {process.opener(slot) for slot in range(last)} | {EOS}
-    steps = {
-        word: slot
-        for slot in range(last)
-        if process.kinds[slot] == "step"
-        for word in process.choices(slot)[0]
-    }
+    steps = {word: slot for slot in range(last) if process.kinds[slot] == "step" for word in process.choices(slot)[0]}
     for slot in range(-1, last):
         opener = EOS if slot + 1 == last else process.opener(slot + 1)
         for word in starts - {opener}:
@@ -368,9 +361,7 @@ def _refuse_shape(layout: str, filler: Sequence[float], both: bool) -> None:
         raise UsageError(f"layout={layout!r}: unknown letter {unknown[0]!r}; use {', '.join(KINDS)}")
     ordered = layout.count("p") == 1 and layout.find("s") in (-1, *range(layout.find("p"), len(layout)))
     if not ordered or layout.count("w") > 1 or layout.count("a") != 1 or not layout.endswith("a"):
-        raise UsageError(
-            f"layout={layout!r}: needs one p, every s after it, at most one w, and one a at the end"
-        )
+        raise UsageError(f"layout={layout!r}: needs one p, every s after it, at most one w, and one a at the end")
     if not 1 <= len(filler) <= len(WORDINGS) or min(filler) < 0 or abs(sum(filler) - 1) > 1e-9:
         raise UsageError(f"filler={tuple(filler)}: 1 to {len(WORDINGS)} probabilities that sum to 1")
     if both:

@@ -62,10 +62,11 @@ def grow_trunk(hf: PreTrainedModel, ids: tuple[int, ...], known: Trunk | None) -
     ).last_hidden_state[0]
     if known and shared:
         hidden = torch.cat([known.hidden[:shared], hidden])
+    layers: Any = cache.layers
     return Trunk(
         ids,
-        tuple(layer.keys[0] for layer in cache.layers),
-        tuple(layer.values[0] for layer in cache.layers),
+        tuple(layer.keys[0] for layer in layers),
+        tuple(layer.values[0] for layer in layers),
         hidden,
     ), len(ids) - shared
 
@@ -99,7 +100,7 @@ class Tails(Cache):
         while self.view > self._buffers[0][0].shape[2]:
             self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store one new token a row; return the rows' tails up to the longest one."""
@@ -175,9 +176,7 @@ def shared_prefix_attention(
         scores = scores + attention_mask.view(batch, kv_heads, -1, attention_mask.shape[-1])
     pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, -1, width), trunk_v)
-    out = (
-        from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
-    )
+    out = from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
     return out.reshape(batch, 1, heads, -1), None
 
 

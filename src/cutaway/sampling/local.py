@@ -54,9 +54,7 @@ class LocalEngine:
         """The weights' fingerprint."""
         return self.model.fingerprint
 
-    def stream(
-        self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()
-    ) -> Iterator[tuple[int, Rollout]]:
+    def stream(self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()) -> Iterator[tuple[int, Rollout]]:
         """Yield ``(request index, rollout)`` as rows finish. With ``edits``, the model stays edited until exhausted."""
         for request in requests:
             self._check(request)
@@ -78,9 +76,7 @@ class LocalEngine:
                 yield from self._decode(trunk, rows)
 
     @torch.inference_mode()
-    def token_probs(
-        self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings
-    ) -> list[float]:
+    def token_probs(self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings) -> list[float]:
         """Probability that sampling with ``settings`` draws each token of ``continuation`` after ``prefix``."""
         text = (*prefix, *continuation)
         self._check(Request(tuple(prefix), (0,), settings), new_tokens=len(continuation))

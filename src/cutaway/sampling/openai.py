@@ -136,26 +136,20 @@ class OpenAIEngine:
     def __repr__(self) -> str:
         return f"OpenAIEngine({self.base_url!r}, {self.model!r})"
 
-    def stream(
-        self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()
-    ) -> Iterator[tuple[int, Rollout]]:
+    def stream(self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()) -> Iterator[tuple[int, Rollout]]:
         """Yield ``(request index, rollout)`` as the server answers; closing it cancels the rest.
 
         After a failure the rows that are done are still yielded; then the first error is raised.
         """
         if edits:
-            raise UsageError(
-                f"{len(edits)} edit(s) given, but a server cannot edit its model; use LocalEngine"
-            )
+            raise UsageError(f"{len(edits)} edit(s) given, but a server cannot edit its model; use LocalEngine")
         for request in requests:
             self._check(request.prefix)
         rows = [(index, seed) for index, request in enumerate(requests) for seed in request.seeds]
         jobs = [functools.partial(self._rollout, requests[index], seed) for index, seed in rows]
         return ((rows[at][0], rollout) for at, rollout in self._each(jobs))
 
-    def token_probs(
-        self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings
-    ) -> list[float] | None:
+    def token_probs(self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings) -> list[float] | None:
         """Probability that ``settings`` draw each token of ``continuation``; None if unknown.
 
         Known only when nothing is filtered or rescaled (temperature 1, top_p 1, top_k 0) and the server
@@ -217,9 +211,7 @@ class OpenAIEngine:
             "leave this prefix out or raise ban_tries"
         )
 
-    async def _draw(
-        self, client: "AsyncOpenAI", prefix: Sequence[int], seed: int, settings: Settings
-    ) -> Rollout:
+    async def _draw(self, client: "AsyncOpenAI", prefix: Sequence[int], seed: int, settings: Settings) -> Rollout:
         body: dict[str, Any] = {
             "prompt": list(prefix),
             "seed": seed,

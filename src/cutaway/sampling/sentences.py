@@ -8,6 +8,7 @@ of its own, and a token that straddles a cut belongs to the earlier sentence. Jo
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 SHORTEST = 10
 # White space in front of the next word belongs to that word's token in most vocabularies, so the cut falls before
@@ -29,7 +30,7 @@ def split_text(text: str, shortest: int = SHORTEST) -> list[tuple[int, int]]:
     if len(edges) > 1 and len(text[edges[-1] :].strip()) < shortest:
         edges.pop()
     edges.append(len(text))
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def token_ends(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:

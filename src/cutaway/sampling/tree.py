@@ -279,9 +279,7 @@ class BranchTree:
     def _read(self, offset: int, length: int) -> Rollout:
         record = _unseal(os.pread(self._fd, length, offset))
         if record is None:
-            raise CutawayError(
-                f"{self.folder / 'rollouts.jsonl'} was changed at byte {offset}; open it again"
-            )
+            raise CutawayError(f"{self.folder / 'rollouts.jsonl'} was changed at byte {offset}; open it again")
         logprobs = tuple(math.nan if x is None else x for x in record["logprobs"])
         return Rollout(record["seed"], tuple(record["ids"]), logprobs, record["finish"])
 

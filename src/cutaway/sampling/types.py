@@ -73,28 +73,27 @@ class Cost:
     reused: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.decoded + other.decoded, self.prefilled + other.prefilled, self.reused + other.reused
-        )
+        return Cost(self.decoded + other.decoded, self.prefilled + other.prefilled, self.reused + other.reused)
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.decoded - other.decoded, self.prefilled - other.prefilled, self.reused - other.reused
-        )
+        return Cost(self.decoded - other.decoded, self.prefilled - other.prefilled, self.reused - other.reused)
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Local and remote engines alike; one conformance suite runs over all of them."""
 
-    identity: str
-    """What is sampled: the weights' fingerprint, or the server's model name. Part of every stored rollout's key."""
-    cost: Cost
-    """Everything spent by this engine so far."""
+    @property
+    def identity(self) -> str:
+        """What is sampled: the weights' fingerprint, or the server's model name. Part of every stored rollout's key."""
+        ...
 
-    def stream(
-        self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()
-    ) -> Iterator[tuple[int, Rollout]]:
+    @property
+    def cost(self) -> Cost:
+        """Everything spent by this engine so far."""
+        ...
+
+    def stream(self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()) -> Iterator[tuple[int, Rollout]]:
         """Yield ``(index of the request, rollout)`` as rows finish, in any order."""
         ...
 

@@ -58,9 +58,7 @@ def mixture_band(
     """Band that covers every ``V[boundary, answer]`` at once with probability ``level``, inside [0, 1]."""
     _check(counts, weights, level, draws)
     if constant.shape != (weights.shape[0], counts.shape[1]):
-        raise UsageError(
-            f"constant has shape {constant.shape}: must be {(weights.shape[0], counts.shape[1])}"
-        )
+        raise UsageError(f"constant has shape {constant.shape}: must be {(weights.shape[0], counts.shape[1])}")
     up, down = np.maximum(weights, 0.0), np.minimum(weights, 0.0)
     lower, upper = _laws(counts, up, down, constant)
     cap = (1 - level) / 2
@@ -156,9 +154,7 @@ def _fit(start: np.ndarray, span: np.ndarray, mean: np.ndarray, variance: np.nda
     return _Law(start, safe, centre * size, (1 - centre) * size, mean)
 
 
-def _confidence_draws(
-    counts: np.ndarray, draws: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _confidence_draws(counts: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Joint draws (L, U) of the Clopper-Pearson confidence distributions, each [draw, stratum, answer]."""
     mass = rng.standard_gamma(counts, size=(draws, *counts.shape))
     extra = rng.standard_exponential((draws, counts.shape[0], 1))
@@ -173,6 +169,4 @@ def _check(counts: np.ndarray, weights: np.ndarray, level: float, draws: int) ->
     if counts.ndim != 2 or counts.shape[1] < 1 or np.any(counts < 0):
         raise UsageError("counts must be a table [stratum, answer] of numbers of draws, none negative")
     if weights.ndim != 2 or weights.shape[1] != counts.shape[0]:
-        raise UsageError(
-            f"weights has shape {weights.shape}: one column per stratum ({counts.shape[0]}) is needed"
-        )
+        raise UsageError(f"weights has shape {weights.shape}: one column per stratum ({counts.shape[0]}) is needed")

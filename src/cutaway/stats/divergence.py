@@ -35,9 +35,7 @@ def kl(
     p, q = _aligned(p_counts, q_counts)
     if smoothing == "floor":
         if jackknife:
-            raise UsageError(
-                "jackknife=True goes with smoothing='jeffreys': 'floor' reproduces published numbers"
-            )
+            raise UsageError("jackknife=True goes with smoothing='jeffreys': 'floor' reproduces published numbers")
         return _floor_kl(p, q)
     if smoothing != "jeffreys":
         raise UsageError(f"smoothing={smoothing!r}: choose 'jeffreys' or 'floor'")
@@ -84,9 +82,7 @@ def _floor_kl(p: np.ndarray, q: np.ndarray) -> float:
     return max(0.0, float(np.sum(rel_entr(a / a.sum(), b / b.sum()))))
 
 
-def _shares(
-    p: np.ndarray, q: np.ndarray
-) -> tuple[Float[np.ndarray, " answer"], Float[np.ndarray, " answer"]]:
+def _shares(p: np.ndarray, q: np.ndarray) -> tuple[Float[np.ndarray, " answer"], Float[np.ndarray, " answer"]]:
     empty = np.full(p.shape, np.nan)
     return (p / p.sum() if p.sum() else empty), (q / q.sum() if q.sum() else empty)
 

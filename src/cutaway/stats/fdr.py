@@ -19,9 +19,7 @@ class Discoveries:
     q: float
 
     def __repr__(self) -> str:
-        return (
-            f"{int(self.rejected.sum())} of {self.rejected.size} rejected at false-discovery rate {self.q:g}"
-        )
+        return f"{int(self.rejected.sum())} of {self.rejected.size} rejected at false-discovery rate {self.q:g}"
 
 
 def benjamini_hochberg(p: Values, q: float = 0.05) -> Discoveries:

@@ -15,9 +15,7 @@ from cutaway.errors import UsageError
 from cutaway.stats.values import Number, Values, check_level
 
 
-def two_sample_log_e(
-    x: Values, y: Values, n_answers: int, *, prior: float = 1.0
-) -> Float[np.ndarray, " block"]:
+def two_sample_log_e(x: Values, y: Values, n_answers: int, *, prior: float = 1.0) -> Float[np.ndarray, " block"]:
     """Cumulative log e-value against "x and y are drawn from one distribution", after each pair of draws.
 
     ``x[t]`` and ``y[t]`` are answer numbers in ``0 .. n_answers - 1``; the two streams have one length. The

@@ -185,9 +185,7 @@ def _steps(grid: int) -> Float[np.ndarray, "model cell next_cell"]:
 
 def _check(k: np.ndarray, n: np.ndarray, stay: np.ndarray, end: Number | None, grid: int) -> None:
     if not k.shape == n.shape == stay.shape:
-        raise UsageError(
-            f"counts, n and stay have {k.size}, {n.size} and {stay.size} entries: one per sentence each"
-        )
+        raise UsageError(f"counts, n and stay have {k.size}, {n.size} and {stay.size} entries: one per sentence each")
     if not np.all((k >= 0) & (k <= n)):
         raise UsageError("counts[i] successes in n[i] draws needs 0 <= counts <= n in every place")
     if not np.all((stay >= 0) & (stay <= 1)):

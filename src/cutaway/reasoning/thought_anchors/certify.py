@@ -40,7 +40,7 @@ class Verdicts:
 
     log_e: Float[np.ndarray, " sentence"]
     status: tuple[Status, ...]
-    wanted: tuple[int | None, ...]
+    wanted: tuple[int, ...]
     """Stratum that an undecided sentence's next block needs first."""
 
 
@@ -66,7 +66,7 @@ def judge(strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: floa
     """Certify anchors at false-discovery rate ``fdr`` and sentences whose effect is within ``delta``."""
     log_e = np.zeros(strata.n)
     small: Bool[np.ndarray, " sentence"] = 1 - strata.stay <= delta
-    wanted: list[int | None] = []
+    wanted: list[int] = []
     for i in range(strata.n):
         blocks = pair_blocks(strata, i, outcomes, seed)
         wanted.append(i if blocks.waits_for is None else blocks.waits_for)
@@ -90,7 +90,5 @@ def self_comparison(strata: Strata, outcomes: Outcomes, fdr: float) -> int:
     for i, draws in enumerate(outcomes):
         half = len(draws) // 2
         if half:
-            log_e[i] = two_sample_log_e(
-                [int(d) for d in draws[:half]], [int(d) for d in draws[half : 2 * half]], 2
-            )[-1]
+            log_e[i] = two_sample_log_e([int(d) for d in draws[:half]], [int(d) for d in draws[half : 2 * half]], 2)[-1]
     return int(e_benjamini_hochberg(log_e, fdr).rejected.sum())

@@ -55,13 +55,15 @@ class _Evidence:
     """Everything drawn so far; a stratum's lists are in the order of its draw numbers."""
 
     n: int
-    answers: list[list[str]] = field(default_factory=list)
-    texts: list[list[str]] = field(default_factory=list)
-    lengths: list[list[int]] = field(default_factory=list)
+    answers: list[list[str]] = field(init=False)
+    texts: list[list[str]] = field(init=False)
+    lengths: list[list[int]] = field(init=False)
     truncated: int = 0
 
     def __post_init__(self) -> None:
-        self.answers, self.texts, self.lengths = ([[] for _ in range(self.n)] for _ in range(3))
+        self.answers = [[] for _ in range(self.n)]
+        self.texts = [[] for _ in range(self.n)]
+        self.lengths = [[] for _ in range(self.n)]
 
     @property
     def draws(self) -> Int[np.ndarray, " sentence"]:
@@ -160,9 +162,7 @@ def _default_budget(trace: Trace) -> int:
     return max(2000, remaining * UNIFORM // 5)
 
 
-def _sample(
-    tree: BranchTree | None, engine: Engine, requests: Sequence[Request]
-) -> "Sequence[tuple[int, Rollout]]":
+def _sample(tree: BranchTree | None, engine: Engine, requests: Sequence[Request]) -> "Sequence[tuple[int, Rollout]]":
     return list(sample(tree, engine, requests) if tree is not None else engine.stream(requests))
 
 
@@ -202,9 +202,9 @@ class _Run:
             interest = np.where(undecided, self._interest(wins, delta), 0.0)
             size = int(np.clip(left / price.mean(), 1, ROUND))
             extra = allocate(strata, wins, evidence.draws, price, interest, size)
-            for i in np.flatnonzero(interest > 0.05):
-                if verdicts.wanted[i] is not None and verdicts.wanted[i] != i:
-                    extra[verdicts.wanted[i]] = max(1, extra[verdicts.wanted[i]])
+            for each in np.flatnonzero(interest > 0.05):
+                needed = verdicts.wanted[each]
+                extra[needed] = max(1, extra[needed])
             self.draw(extra, planned)
 
     def uniformly(self, budget: int | None) -> bool:
@@ -256,8 +256,7 @@ class _Run:
         if len(common) >= SHOWN_ANSWERS:
             labels[-1] = OTHER
         place = {
-            answer: labels.index(answer) if answer in labels else len(labels) - 1
-            for answer in (*common, self.own)
+            answer: labels.index(answer) if answer in labels else len(labels) - 1 for answer in (*common, self.own)
         }
         counts = np.zeros((self.strata.n, len(labels)), dtype=np.int64)
         for i, found in enumerate(self.evidence.answers):
@@ -325,8 +324,7 @@ class _Run:
             stay=strata.stay,
             draws=evidence.draws,
             alternatives=tuple(
-                group_alternatives(evidence.texts[i], answers[i], float(leave[i]), embed)
-                for i in range(strata.n)
+                group_alternatives(evidence.texts[i], answers[i], float(leave[i]), embed) for i in range(strata.n)
             ),
             control=self_comparison(strata, evidence.hits(self.own), fdr),
             truncated=evidence.truncated / total,

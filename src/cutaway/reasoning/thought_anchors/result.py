@@ -91,9 +91,7 @@ class AnchorMap:
     def __repr__(self) -> str:
         best = self.anchors[0] if self.anchors else None
         if best is None:
-            return (
-                f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, no anchor certified)"
-            )
+            return f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, no anchor certified)"
         low, high = self.effect_low[best], self.effect_high[best]
         return (
             f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, {len(self.anchors)} certified, "
@@ -131,9 +129,7 @@ class AnchorMap:
             ax.axvspan(i, i + 1, color="0.9")
         for a, answer in enumerate(self.answers):
             line = ax.plot(x, self.curve[:, a], label=answer)[0]
-            ax.fill_between(
-                x, self.low[:, a], self.high[:, a], color=line.get_color(), alpha=0.15, linewidth=0
-            )
+            ax.fill_between(x, self.low[:, a], self.high[:, a], color=line.get_color(), alpha=0.15, linewidth=0)
         ax.set(xlabel="sentence boundary", ylabel="P(answer)", ylim=(0, 1))
         ax.legend(frameon=False)
         return ax
@@ -146,16 +142,14 @@ class AnchorMap:
     def from_dict(cls, data: dict[str, Any]) -> "AnchorMap":
         """Rebuild a map from `to_dict`, or from the JSON that `save` wrote."""
         arrays = {"curve", "low", "high", "effect", "effect_low", "effect_high", "log_e", "stay"}
-        fields = {k: np.array(v, dtype=float) if k in arrays else v for k, v in data.items()}
+        fields: dict[str, Any] = {k: np.array(v, dtype=float) if k in arrays else v for k, v in data.items()}
         fields |= {
             "sentences": tuple(data["sentences"]),
             "spans": tuple((a, b) for a, b in data["spans"]),
             "answers": tuple(data["answers"]),
             "status": tuple(data["status"]),
             "draws": np.array(data["draws"], dtype=np.int64),
-            "alternatives": tuple(
-                tuple(Alternative(**each) for each in group) for group in data["alternatives"]
-            ),
+            "alternatives": tuple(tuple(Alternative(**each) for each in group) for group in data["alternatives"]),
         }
         return cls(**fields)
 

@@ -43,9 +43,7 @@ class Strata:
     def n(self) -> int:
         return len(self.spans)
 
-    def request(
-        self, prompt: Sequence[int], sentence: int, draw: int, seed: int, settings: Settings
-    ) -> Request:
+    def request(self, prompt: Sequence[int], sentence: int, draw: int, seed: int, settings: Settings) -> Request:
         """The request of the ``draw``-th rollout of a sentence's stratum: a pure function of its arguments."""
         start = self.spans[sentence][0]
         banned = None
@@ -61,9 +59,7 @@ class Strata:
         return Request(prefix, (_seed(seed, sentence, draw, "roll"),), limits, banned)
 
 
-def build_strata(
-    ids: Sequence[int], spans: Sequence[tuple[int, int]], probs: Sequence[float] | None
-) -> Strata:
+def build_strata(ids: Sequence[int], spans: Sequence[tuple[int, int]], probs: Sequence[float] | None) -> Strata:
     """Strata of a trace from the probabilities of its tokens; ``probs=None`` gives free draws at each boundary."""
     n = len(spans)
     weights, terminal = np.zeros((n + 1, n)), np.zeros(n + 1)

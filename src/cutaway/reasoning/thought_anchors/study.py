@@ -248,8 +248,7 @@ def _sentence_transformer(name: str) -> Callable[[list[str]], np.ndarray]:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise CutawayError(
-            "grouping alternatives needs sentence-transformers; run: pip install 'cutaway[demo]' "
-            "or pass --embedder ''"
+            "grouping alternatives needs sentence-transformers; run: pip install 'cutaway[demo]' or pass --embedder ''"
         ) from error
     encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     return lambda texts: np.asarray(encoder.encode(texts, show_progress_bar=False))
