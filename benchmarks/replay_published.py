@@ -101,9 +101,7 @@ def adaptive(trace: Boundaries, draw: Draw, price: np.ndarray, share: float) -> 
 METHODS = {"raw": raw, "smooth": smooth, "adaptive": adaptive}
 
 
-def replay(
-    trace: Boundaries, method: str, unit: str, share: float, rng: np.random.Generator
-) -> dict[str, float]:
+def replay(trace: Boundaries, method: str, unit: str, share: float, rng: np.random.Generator) -> dict[str, float]:
     """One replay: unbiased squared error and what was spent."""
     order = [rng.permutation(np.arange(n) < k) for k, n in zip(trace.k, trace.n, strict=True)]
     right = [np.concatenate([[0], np.cumsum(row)]) for row in order]
@@ -131,9 +129,7 @@ def ratio(traces: list[Boundaries], errors: np.ndarray, seed: int = 0) -> tuple[
     problems = np.array([t.name.split("_")[-1] for t in traces])
     members = [np.flatnonzero(problems == p) for p in np.unique(problems)]
     rng = np.random.default_rng(seed)
-    picks = [
-        np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(2000)
-    ]
+    picks = [np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(2000)]
     ratios = [np.sqrt((weight * errors)[rows].sum() / yard[rows].sum()) for rows in picks]
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(np.sqrt((weight * errors).sum() / yard.sum())), float(low), float(high)
@@ -155,9 +151,7 @@ def main() -> None:
     for share in SHARES:
         for method, unit in settings:
             rng = np.random.default_rng(0)
-            runs = [
-                [replay(trace, method, unit, share, rng) for _ in range(options.repeats)] for trace in traces
-            ]
+            runs = [[replay(trace, method, unit, share, rng) for _ in range(options.repeats)] for trace in traces]
             mean = {key: np.array([np.mean([r[key] for r in run]) for run in runs]) for key in runs[0][0]}
             value, low, high = ratio(traces, mean["error"])
             row = {
