@@ -122,7 +122,7 @@ def _tokenizer(gguf: Path) -> Any:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     if _pretokenizer(gguf) in _DIGIT_SPLITTERS:
-        # transformers gives every such file GPT-2's rule, under which "\n\n1" loses its "\n\n" token
+        # transformers gives all such files GPT-2's rule, under which "\n\n1" loses its "\n\n" token
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )

@@ -44,14 +44,14 @@ def attention_pattern(
         at = torch.arange(len(rows), device=rows.device)[:, None]
         q = q.transpose(1, 2)[at, rows].transpose(1, 2)
         mask = mask.expand(len(rows), *mask.shape[1:]).transpose(1, 2)[at, rows].transpose(1, 2)
-    scores = q @ k.transpose(2, 3) * getattr(attn, "scaling", layout.d_head**-0.5)
+    scores = (q @ k.transpose(2, 3)).mul_(getattr(attn, "scaling", layout.d_head**-0.5))
     cap = getattr(attn, "attn_logit_softcapping", None)
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     else:
-        scores = scores + mask
+        scores.add_(mask)
     return torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
 
 
