@@ -15,6 +15,8 @@ What a server cannot do is said, not imitated:
   rejected token counts in the cost.
 - **Log-probs** are the server's. vLLM's default gives those of the model at temperature 1, as `Rollout`
   wants; one started with ``--logprobs-mode processed_logprobs`` does not. What is not given is NaN.
+- **Cost** is the server's count. vLLM tells cached prompt tokens only when it was started with
+  ``--enable-prompt-tokens-details``; without, they count as prefilled.
 - **A seed** fixes a row as far as the server does: batched arithmetic may flip a near tie. Store the ids.
 - **Text without ids**: the end token is added back where it must have been; special tokens inside a row and a
   stop string that the server cut off are not.
