@@ -70,7 +70,7 @@ def judge(strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: floa
     for i in range(strata.n):
         blocks = pair_blocks(strata, i, outcomes, seed)
         wanted.append(i if blocks.waits_for is None else blocks.waits_for)
-        if not blocks.x:
+        if not blocks.x or strata.stay[i] >= 1:
             continue
         log_e[i] = two_sample_log_e([int(a) for a in blocks.x], [int(b) for b in blocks.y], 2)[-1]
         leave = float(1 - strata.stay[i])

@@ -181,7 +181,7 @@ class _Run:
     deadline: float | None
 
     def adaptively(self, planned: int, delta: float, fdr: float, level: float) -> tuple[Verdicts, bool]:
-        """Thin pass and rounds; returns the verdicts and whether every sentence was decided."""
+        """Thin pass and rounds; returns the verdicts and whether they took their course, budget included."""
         strata, evidence = self.strata, self.evidence
         price = np.array([len(self.trace.ids) - start for start, _ in strata.spans], dtype=float)
         uncertain = 1 - strata.stay > 0.01
@@ -194,14 +194,18 @@ class _Run:
             undecided = np.array([status == "undecided" for status in verdicts.status])
             left = planned - evidence.spent
             late = self.deadline is not None and time.monotonic() > self.deadline
-            if left <= 0 or late or (not undecided.any() and self._band_width(level) < delta):
-                return verdicts, not undecided.any()
+            if left <= 0 or (not undecided.any() and self._band_width(level) < delta):
+                return verdicts, True
+            if late:
+                return verdicts, False
             for i in range(strata.n):
                 price[i] = np.mean([price[i], *evidence.lengths[i]])
             wins = np.array([sum(found) for found in hits])
-            interest = np.where(undecided, self._interest(wins, delta), 0.0)
-            size = int(np.clip(left / price.mean(), 1, ROUND))
-            extra = allocate(strata, wins, evidence.draws, price, interest, size)
+            pooled = smooth_martingale(wins, evidence.draws, strata.stay, end=1.0, delta=delta)
+            interest = np.where(undecided, pooled.jump, 0.0)
+            extra = allocate(
+                strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=ROUND, tokens=left
+            )
             for each in np.flatnonzero(interest > 0.05):
                 needed = verdicts.wanted[each]
                 extra[needed] = max(1, extra[needed])
@@ -244,9 +248,6 @@ class _Run:
         self.evidence.texts[sentence].append(first_sentence(said))
         self.evidence.lengths[sentence].append(len(rollout.ids))
         self.evidence.truncated += rollout.finish == "length"
-
-    def _interest(self, wins: Int[np.ndarray, " sentence"], delta: float) -> Float[np.ndarray, " sentence"]:
-        return smooth_martingale(wins, self.evidence.draws, self.strata.stay, end=1.0, delta=delta).jump
 
     def _counts(self) -> tuple[tuple[str, ...], Int[np.ndarray, "sentence answer"]]:
         seen = Counter(answer for found in self.evidence.answers for answer in found)

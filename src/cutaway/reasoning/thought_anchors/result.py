@@ -80,7 +80,7 @@ class AnchorMap:
     level: float = 0.95
     fdr: float = 0.05
     complete: bool = True
-    """False when a budget or Ctrl-C ended the run before every candidate was decided."""
+    """False when a time limit or Ctrl-C ended the run before its tokens were spent or every sentence decided."""
 
     @property
     def anchors(self) -> tuple[int, ...]:
