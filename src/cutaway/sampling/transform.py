@@ -7,6 +7,7 @@ number that belongs to the row alone, so a row's tokens do not depend on which r
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cutaway.sampling.types import Settings
 
@@ -18,7 +19,10 @@ NUCLEUS_GUESS = 256
 def candidates(
     logits: Float[Tensor, "batch vocab"], settings: Settings
 ) -> tuple[Float[Tensor, "batch kept"], Int[Tensor, "batch kept"]]:
-    """Probabilities (most likely first, 0 beyond the kept set) and token ids of what `settings` may draw."""
+    """Probabilities (most likely first, 0 beyond the kept set) and token ids of what `settings` may draw.
+
+    Ids beyond the kept set mean nothing.
+    """
     vocab = logits.shape[-1]
     if settings.temperature == 0:
         return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True)
@@ -30,10 +34,14 @@ def candidates(
     probs = (top - total).exp()
     if settings.top_p < 1:
         before = probs.cumsum(-1) - probs
-        if guess < width and bool((before[:, -1] + probs[:, -1] < settings.top_p).any()):
-            top, ids = scaled.sort(dim=-1, descending=True)
-            probs = (top - total).exp()
-            before = probs.cumsum(-1) - probs
+        short = before[:, -1] + probs[:, -1] < settings.top_p
+        if guess < width and bool(short.any()):
+            # Only these rows: a sort orders equal logits unlike topk, and no row may change for its neighbour's sake.
+            rest = (0, vocab - guess)
+            probs, before, ids = pad(probs, rest), pad(before, rest, value=1.0), pad(ids, rest)
+            top, ids[short] = scaled[short].sort(dim=-1, descending=True)
+            probs[short] = (top - total[short]).exp()
+            before[short] = probs[short].cumsum(-1) - probs[short]
         probs = probs.masked_fill(before >= settings.top_p, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs, ids
