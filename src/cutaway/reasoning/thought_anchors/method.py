@@ -25,19 +25,32 @@ Limits: the e-processes share one budget, so whether a test gets more draws depe
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from cutaway.errors import CutawayError, UsageError
+from cutaway.grading import auto_outcome, parse_outcome
+from cutaway.model import Model
 from cutaway.reasoning.thought_anchors.allocate import allocate
 from cutaway.reasoning.thought_anchors.alternatives import Embed, first_sentence, group_alternatives
 from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, AnchorMap
 from cutaway.reasoning.thought_anchors.strata import Strata, build_strata
-from cutaway.sampling import BranchTree, Cost, Engine, Request, Rollout, Settings, Trace, make_trace, sample
+from cutaway.sampling import (
+    BranchTree,
+    Cost,
+    Engine,
+    LocalEngine,
+    Request,
+    Rollout,
+    Settings,
+    Trace,
+    make_trace,
+    sample,
+)
 from cutaway.stats import difference_interval, mixture_band, smooth_martingale
 
 Decode = Callable[[Sequence[int]], str]
@@ -103,6 +116,40 @@ def sample_trace(
     raise CutawayError(
         f"no answer in {tries} sampled traces (max_tokens={settings.max_tokens}); ask for the answer in the "
         f"prompt, choose another outcome or raise max_tokens. One trace ended: {last[-80:]!r}"
+    )
+
+
+def explain_answer(
+    model: Model,
+    prompt: str,
+    outcome: str | Callable[[str], str | None] = "auto",
+    *,
+    settings: Settings | None = None,
+    raw: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> AnchorMap:
+    """Sample one trace of ``model`` and find its anchors; ``options`` are those of `find_anchors`.
+
+    ``outcome`` is a spec (`cutaway.grading`) or any function from the trace's text to an answer or None;
+    ``raw`` leaves the chat template out.
+    """
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; ask the model something")
+    if outcome == "auto":
+        outcome = auto_outcome(prompt)
+    extract = parse_outcome(outcome) if isinstance(outcome, str) else outcome
+    ids = model.encode(prompt, special=True) if raw else model.chat_ids(prompt)
+    settings = settings if settings is not None else Settings()
+    engine, tree = LocalEngine(model), options.get("tree")
+    trace = sample_trace(engine, ids, extract, model.decode, settings, seed, tree=tree)
+    spent = engine.cost
+    found = find_anchors(engine, trace, extract, model.decode, seed=seed, **options)
+    return replace(
+        found,
+        decoded=found.decoded + spent.decoded,
+        prefilled=found.prefilled + spent.prefilled,
+        reused=found.reused + spent.reused,
     )
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from cutaway.errors import CutawayError
-from cutaway.grading import auto_outcome, parse_outcome
+from cutaway.model import Model
 from cutaway.planted import EXACT, Reasoner, reasoner
-from cutaway.reasoning.thought_anchors.method import Embed, Report, find_anchors, sample_trace
+from cutaway.reasoning.thought_anchors.method import Embed, Report, explain_answer, find_anchors
 from cutaway.reasoning.thought_anchors.result import AnchorMap
-from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens
+from cutaway.sampling import BranchTree, Cost, LocalEngine, Settings, Trace, split_tokens
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
 
 ROUNDING = 1e-6
@@ -64,36 +64,32 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
     def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
         """Sample a trace, find its anchors."""
         model = lab.model(config.model, config.dtype)
-        outcome = auto_outcome(config.prompt) if config.outcome == "auto" else parse_outcome(config.outcome)
-        prompt = model.encode(config.prompt, special=True) if config.raw else model.chat_ids(config.prompt)
         settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
-        engine = LocalEngine(model)
         deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
-        folder = lab.tree_folder(tree_key(engine.identity, prompt))
-        with BranchTree.open(folder, engine.identity) as tree:
-            trace = sample_trace(engine, prompt, outcome, model.decode, settings, config.seed, tree=tree)
-            anchors = find_anchors(
-                engine,
-                trace,
-                outcome,
-                model.decode,
+        with BranchTree.open(lab.tree_folder(tree_key(config, model)), model.fingerprint) as tree:
+            anchors = explain_answer(
+                model,
+                config.prompt,
+                config.outcome,
+                settings=settings,
+                raw=config.raw,
+                seed=config.seed,
                 # A time limit alone may spend as many tokens as it likes.
                 budget=config.tokens if config.tokens or not config.minutes else 10**9,
                 estimator="uniform" if config.exact else "deviation",
                 delta=config.delta,
                 fdr=config.fdr,
-                seed=config.seed,
                 tree=tree,
                 embed=load_embedder(config.embedder) if config.embedder else None,
                 report=reporter(lab),
                 deadline=deadline,
             )
         return Findings(
-            items=findings(anchors, trace),
+            items=findings(anchors),
             summary=summarise(anchors),
             artifacts={"anchors.json": (json.dumps(anchors.to_dict(), ensure_ascii=False) + "\n").encode()},
             inputs={f"weights:{model.name}": model.fingerprint},
-            cost=engine.cost,
+            cost=Cost(anchors.decoded, anchors.prefilled, anchors.reused),
             complete=anchors.complete,
             result=anchors,
         )
@@ -170,9 +166,9 @@ def planted_run(planted: Reasoner, seed: int, **options: object) -> tuple[Anchor
     return anchors, truth
 
 
-def tree_key(identity: str, prompt: list[int]) -> str:
+def tree_key(config: ThoughtAnchorsConfig, model: Model) -> str:
     """Name of the branch tree of one prompt under one model."""
-    return hashlib.sha256(repr((identity, prompt)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((model.fingerprint, config.prompt, config.raw)).encode()).hexdigest()[:24]
 
 
 def reporter(lab: Lab) -> Report:
@@ -180,7 +176,7 @@ def reporter(lab: Lab) -> Report:
     return lambda spent, planned, note: lab.progress(Progress(spent, planned, "tokens", note))
 
 
-def findings(anchors: AnchorMap, trace: Trace) -> tuple[Finding, ...]:
+def findings(anchors: AnchorMap) -> tuple[Finding, ...]:
     """The numbers a ledger keeps: one per certified sentence, the start of the curve, counts and shares."""
     total = int(anchors.draws.sum())
     control = Finding(
