@@ -4,10 +4,10 @@ SHELL := /bin/bash
 .PHONY: help setup demo test test-slow bench lint clean
 
 # What `make demo` asks; any of these can be given on the command line: make demo DEMO_PROMPT='...'
-export DEMO_PROMPT ?= Mia leaves the house and has to choose: umbrella, raincoat or sunglasses? Think it through.
+export DEMO_PROMPT ?= Should Maria take the train or the bus to visit her grandmother? Think step by step and finish with 'So Maria takes the train.' or 'So Maria takes the bus.'
 DEMO_MODEL ?= smollm2-135m-instruct
 DEMO_REPORT ?= report.html
-DEMO_ARGS ?=
+DEMO_ARGS ?= --outcome choice:train,bus --max-tokens 160 --tokens 6000 --seed 0
 
 BIN := .venv/bin
 READY := .venv/.ready

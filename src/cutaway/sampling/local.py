@@ -47,7 +47,7 @@ class LocalEngine:
         self.cost = Cost()
         # A PEFT model wraps the causal LM whose decoder and head are called here.
         self._hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
-        self._known: tuple[tuple[str, ...], Trunk] | None = None
+        self._known: tuple[object, Trunk] | None = None
 
     @property
     def identity(self) -> str:
@@ -79,7 +79,9 @@ class LocalEngine:
     def token_probs(self, prefix: Sequence[int], continuation: Sequence[int], settings: Settings) -> list[float]:
         """Probability that sampling with ``settings`` draws each token of ``continuation`` after ``prefix``."""
         text = (*prefix, *continuation)
-        self._check(Request(tuple(prefix), (0,), settings), new_tokens=len(continuation))
+        if not prefix:
+            self._check(Request((), (0,), settings))
+        self._check(Request(text, (0,), settings), new_tokens=0)
         trunk = self._trunk(text, ())
         start, probs = len(prefix) - 1, []
         for at in range(start, len(text) - 1, 64):
@@ -91,10 +93,11 @@ class LocalEngine:
     def _check(self, request: Request, new_tokens: int | None = None) -> None:
         if not request.prefix:
             raise UsageError("the prefix is empty: give at least one token (a BOS token or a prompt)")
-        worst = max((*request.prefix, request.ban_first or 0))
-        if worst >= self.model.vocab_size or min(request.prefix) < 0:
+        given = (*request.prefix, request.ban_first or 0)
+        unknown = next((token for token in given if not 0 <= token < self.model.vocab_size), None)
+        if unknown is not None:
             raise UsageError(
-                f"token id {worst} lies outside the vocabulary of {self.model.name} (0..{self.model.vocab_size - 1}); "
+                f"token id {unknown} lies outside the vocabulary of {self.model.name} (0..{self.model.vocab_size - 1}); "
                 "was the text tokenised for another model?"
             )
         room = request.settings.max_tokens if new_tokens is None else new_tokens
@@ -106,12 +109,14 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _trunk(self, ids: tuple[int, ...], edits: tuple[str, ...]) -> Trunk:
-        known = self._known[1] if self._known and self._known[0] == edits else None
+        # Weights that were trained in place are other weights: autograd's counter tells.
+        state = (edits, tuple((weight.data_ptr(), weight._version) for weight in self._hf.parameters()))
+        known = self._known[1] if self._known and self._known[0] == state else None
         if known and common_length(known.ids, ids) == len(ids):
             return known  # a crop of what is there: rows address it by their prefix length
         trunk, new = grow_trunk(self._hf, ids, known)
         self.cost += Cost(prefilled=new)
-        self._known = (edits, trunk)
+        self._known = (state, trunk)
         return trunk
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -115,10 +115,10 @@ class _Law:
     mean: np.ndarray
 
     def cdf(self, value: np.ndarray, *cell: np.ndarray) -> np.ndarray:
-        return betainc(self.a[cell], self.b[cell], self._unit(value, cell))
+        return _or_one(betainc(self.a[cell], self.b[cell], self._unit(value, cell)))
 
     def sf(self, value: np.ndarray, *cell: np.ndarray) -> np.ndarray:
-        return betaincc(self.a[cell], self.b[cell], self._unit(value, cell))
+        return _or_one(betaincc(self.a[cell], self.b[cell], self._unit(value, cell)))
 
     def quantile(self, tail: float) -> np.ndarray:
         inside = self.start + self.span * betaincinv(self.a, self.b, tail)
@@ -130,6 +130,11 @@ class _Law:
 
     def _unit(self, value: np.ndarray, cell: tuple[np.ndarray, ...]) -> np.ndarray:
         return np.clip((value - self.start[cell]) / self.span[cell], 0.0, 1.0)
+
+
+def _or_one(tail: np.ndarray) -> np.ndarray:
+    # A draw that rounding put beside a cell's only possible value is no surprise.
+    return np.where(np.isnan(tail), 1.0, tail)
 
 
 def _laws(counts: np.ndarray, up: np.ndarray, down: np.ndarray, constant: np.ndarray) -> tuple[_Law, _Law]:
