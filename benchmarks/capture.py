@@ -38,7 +38,7 @@ def sides(model: Model) -> dict[str, object]:
 def main() -> None:
     given = options(__doc__)
     model = load_model("smollm2-135m-instruct", dtype="float32")
-    found = interleaved(2 if given.quick else 11, **sides(model))
+    found = interleaved(2 if given.quick else 15, **sides(model))
     bars = {"resid": 1.05, "resid and logits": 1.05, "all but logits": 1.25, "all": 1.25}
     equals = {"resid": "backbone", "resid and logits": "whole", "all but logits": "backbone", "all": "whole"}
     claims = [

@@ -72,7 +72,7 @@ def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> 
         style = "bold green" if anchors.status[i] == "anchor" else ""
         _row(
             table,
-            i,
+            i + 1,
             f"{after:.2f}",
             Text("█" * round(after * BAR), style=style or "dim"),
             f"{anchors.effect[i]:+.2f}",
@@ -83,7 +83,7 @@ def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> 
         )
     console.print(table)
     for i in anchors.anchors:
-        console.print(Text(f"\nInstead of sentence {i} the model would have said:", style="bold"))
+        console.print(Text(f"\nInstead of sentence {i + 1} the model would have said:", style="bold"))
         for other in anchors.alternatives[i]:
             ends = ", ".join(f"{answer} {share:.0%}" for answer, share in other.answers.items())
             console.print(Text(f"  {other.share:4.0%}  {' '.join(other.text.split())}  -> {ends}"))

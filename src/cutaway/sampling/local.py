@@ -97,8 +97,8 @@ class LocalEngine:
         unknown = next((token for token in given if not 0 <= token < self.model.vocab_size), None)
         if unknown is not None:
             raise UsageError(
-                f"token id {unknown} lies outside the vocabulary of {self.model.name} (0..{self.model.vocab_size - 1}); "
-                "was the text tokenised for another model?"
+                f"token id {unknown} lies outside the vocabulary of {self.model.name} "
+                f"(0..{self.model.vocab_size - 1}); was the text tokenised for another model?"
             )
         room = request.settings.max_tokens if new_tokens is None else new_tokens
         if len(request.prefix) + room > self.model.n_ctx:

@@ -95,7 +95,7 @@ class AnchorMap:
         low, high = self.effect_low[best], self.effect_high[best]
         return (
             f"AnchorMap({len(self.sentences)} sentences, answer {self.answers[0]!r}, {len(self.anchors)} certified, "
-            f"largest: sentence {best} {self.effect[best]:+.2f} [{low:.2f}, {high:.2f}])"
+            f"largest: sentence {best + 1} {self.effect[best]:+.2f} [{low:.2f}, {high:.2f}])"
         )
 
     def to_frame(self) -> "pd.DataFrame":

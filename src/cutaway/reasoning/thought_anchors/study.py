@@ -197,7 +197,7 @@ def findings(anchors: AnchorMap) -> tuple[Finding, ...]:
     ]
     items += [
         Finding(
-            f"effect of sentence {i}",
+            f"effect of sentence {i + 1}",
             float(anchors.effect[i]),
             float(anchors.effect_low[i]),
             float(anchors.effect_high[i]),
@@ -217,7 +217,7 @@ def summarise(anchors: AnchorMap) -> str:
         return f"{answer}: no sentence certified as an anchor among {len(anchors.sentences)}{partial}"
     i = anchors.anchors[0]
     return (
-        f"{answer}: sentence {i} moved P from {anchors.curve[i, 0]:.2f} to {anchors.curve[i + 1, 0]:.2f}; "
+        f"{answer}: sentence {i + 1} moved P from {anchors.curve[i, 0]:.2f} to {anchors.curve[i + 1, 0]:.2f}; "
         f"{len(anchors.anchors)} of {len(anchors.sentences)} sentences certified{partial}"
     )
 
