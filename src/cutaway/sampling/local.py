@@ -55,9 +55,14 @@ class LocalEngine:
         return self.model.fingerprint
 
     def stream(self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()) -> Iterator[tuple[int, Rollout]]:
-        """Yield ``(request index, rollout)`` as rows finish. With ``edits``, the model stays edited until exhausted."""
+        """Yield ``(request index, rollout)`` as rows finish. With ``edits``, the model stays edited until exhausted.
+
+        UsageError for edits whose positions are not absolute, for positions at the logits, and for AttentionMask.
+        """
         for request in requests:
             self._check(request)
+        for edit in edits:
+            _check_edit(edit)
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
             for ids, members in _by_trunk(requests):
                 trunk = self._trunk(ids, tuple(edit.digest for edit in edits))
@@ -221,6 +226,21 @@ class LocalEngine:
 
 def _kind(row: _Row) -> tuple[float, float, int]:
     return row.settings.temperature, row.settings.top_p, row.settings.top_k
+
+
+def _check_edit(edit: "Edit") -> None:
+    # Rows share the longest prefix's forward and read their own first logits off it, outside any forward of theirs.
+    positions = getattr(edit, "positions", None)
+    named = (positions.start, positions.stop) if isinstance(positions, slice) else positions or ()
+    if any(position is not None and position < 0 for position in named):
+        raise UsageError(f"{edit!r}: 'last' and negative positions differ between prefixes; give absolute positions")
+    if edit.site == "logits" and positions is not None:
+        raise UsageError(f"{edit!r}: the logits cannot be edited at single positions while sampling; leave them out")
+    if edit.site.startswith("pattern"):
+        raise UsageError(
+            f"{edit!r}: attention cannot be masked while rollouts share a prefix's keys; edit v or z, or generate "
+            "with `model.hf.generate` inside `model.edited`"
+        )
 
 
 def _by_trunk(requests: Sequence[Request]) -> list[tuple[tuple[int, ...], list[int]]]:
