@@ -147,6 +147,7 @@ def explain_answer(
     found = find_anchors(engine, trace, extract, model.decode, seed=seed, **options)
     return replace(
         found,
+        prompt=prompt,  # what was asked, without the chat template around it
         decoded=found.decoded + spent.decoded,
         prefilled=found.prefilled + spent.prefilled,
         reused=found.reused + spent.reused,

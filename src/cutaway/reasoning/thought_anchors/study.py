@@ -35,6 +35,8 @@ class ThoughtAnchorsConfig(StudyConfig):
     """Nucleus mass."""
     max_tokens: int = Field(200, ge=8)
     """Longest trace, in tokens."""
+    stop: str = ""
+    """A text at which a trace ends, such as a blank line in a list of worked examples; empty: the model decides."""
     seed: int = 0
     """Of the trace and of every rollout."""
     tokens: int | None = Field(None, ge=1)
@@ -64,7 +66,9 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
     def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
         """Sample a trace, find its anchors."""
         model = lab.model(config.model, config.dtype)
-        settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
+        settings = Settings(
+            config.temperature, config.top_p, 0, config.max_tokens, (config.stop,) if config.stop else ()
+        )
         deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
         with BranchTree.open(lab.tree_folder(tree_key(config, model)), model.fingerprint) as tree:
             anchors = explain_answer(
