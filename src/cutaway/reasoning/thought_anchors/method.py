@@ -273,7 +273,7 @@ class _Run:
         have = evidence.draws
         places = [(i, int(have[i]) + k) for i in range(self.strata.n) for k in range(int(extra[i]))]
         requests = [self.strata.request(trace.prompt, i, k, self.seed, trace.settings) for i, k in places]
-        stream = sample(self.tree, self.engine, requests) if self.tree else self.engine.stream(requests)
+        stream = sample(self.tree, self.engine, requests) if self.tree is not None else self.engine.stream(requests)
         found: dict[int, Rollout] = {}
         tokens = evidence.spent
         goal = planned or sum(len(trace.ids) + len(trace.prompt) - len(r.prefix) for r in requests)
