@@ -308,3 +308,8 @@ def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_home() == tmp_path / ".cache" / "cutaway"
+
+
+def test_a_name_cut_short_finds_its_model() -> None:
+    with pytest.raises(UsageError, match="did you mean 'smollm2-135m-instruct'"):
+        load_model("smolm2")

@@ -9,15 +9,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import cutaway
-
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+LIBRARIES = ("cutaway", "torch", "transformers", "tokenizers", "numpy")
 
 
 @cache
 def code_hash() -> str:
     """sha256 over the package's own ``.py`` files and their names, taken once a process."""
-    root = Path(cutaway.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         content = path.read_bytes()
@@ -29,7 +27,9 @@ def code_hash() -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python, Cutaway and the libraries that decide numbers."""
-    found = {"python": platform.python_version(), "cutaway": cutaway.__version__}
+    found = {
+        "python": platform.python_version(),
+    }
     for name in LIBRARIES:
         try:
             found[name] = version(name)

@@ -1,8 +1,11 @@
 """Load a model by catalogue name, Hugging Face id, directory or GGUF file. No pickles, no code from hubs."""
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -85,7 +88,9 @@ def _resolve(spec: str | Path) -> tuple[str | Path, str]:
         _check_directory(path)
         return path, path.resolve().name
     text = str(spec)
-    near = nearest(text, names)
+    # A name cut short, such as 'smolm2', is compared with as much of each name.
+    short = next((n for n in names if nearest(text, [n[: len(text)]]).startswith("; did you mean")), None)
+    near = f"; did you mean {short!r}?" if short else nearest(text, names)
     looks_local = isinstance(spec, Path) or not _HUB_ID.fullmatch(text) or text.endswith(".gguf")
     if looks_local or ("/" not in text and near.startswith("; did you mean")):
         raise UsageError(f"no model {text!r}: not in the catalogue, not a file, not a directory{near}")
@@ -111,8 +116,14 @@ def _read(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+            # Without a network each of the hub's files would be asked for six times over before giving up.
+            local = isinstance(path, Path) or not _hub_answers()
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=local)
+            options: dict[str, Any] = {
+                "use_safetensors": True,
+                "trust_remote_code": False,
+                "local_files_only": local,
+            }
             loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except SafetensorError as error:
         raise CutawayError(f"the safetensors weights of {name!r} are damaged: {_first_line(error)}") from error
@@ -125,6 +136,22 @@ def _read(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
             f"the weights of {name!r} lack {len(lacking)} tensors the config asks for, first {lacking[0]!r}"
         )
     return hf, tokenizer
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True  # only the proxy can tell
+    where = urlsplit(constants.ENDPOINT)
+    port = where.port or (80 if where.scheme == "http" else 443)
+    try:
+        socket.create_connection((where.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _explain(path: str | Path, name: str, error: Exception) -> str:
