@@ -68,7 +68,7 @@ def test_planted_truth_is_found_over_twelve_traces():
 def test_nothing_is_certified_where_nothing_has_an_effect():
     source = planted("ffpfsfsfa", no_effect=True)
     for seed in range(12):
-        found, truth = planted_run(source, seed, budget=1500)
+        found, truth = planted_run(source, seed, budget=1200)
         assert_sound(found)
         assert found.anchors == ()
         assert truth == pytest.approx(1)

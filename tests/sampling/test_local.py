@@ -245,6 +245,8 @@ def test_token_probs_are_the_filtered_softmax_of_a_forward_pass(model, settings)
         (Request((3, -2, 5), (0,), WARM), "token id -2 lies outside"),
         (Request((3,), (0,), WARM, ban_first=VOCAB + 1), f"token id {VOCAB + 1} lies outside"),
         (Request(TEXT, (0,), replace(WARM, max_tokens=237)), "exceed the context"),
+        (Request(TEXT, (0, -1), WARM), "seed=-1: must be 0 or larger"),
+        (Request(TEXT, (2**128,), WARM), "must be 0 or larger, and below"),
     ],
 )
 def test_refused_requests(llama, request_, match):

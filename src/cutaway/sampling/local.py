@@ -105,6 +105,9 @@ class LocalEngine:
                 f"token id {unknown} lies outside the vocabulary of {self.model.name} "
                 f"(0..{self.model.vocab_size - 1}); was the text tokenised for another model?"
             )
+        for seed in request.seeds:
+            if not 0 <= seed < 2**128:
+                raise UsageError(f"seed={seed}: must be 0 or larger, and below 2**128")
         room = request.settings.max_tokens if new_tokens is None else new_tokens
         if len(request.prefix) + room > self.model.n_ctx:
             raise UsageError(

@@ -37,7 +37,7 @@ class ThoughtAnchorsConfig(StudyConfig):
     """Longest trace, in tokens."""
     stop: str = ""
     """A text at which a trace ends, such as a blank line in a list of worked examples; empty: the model decides."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Of the trace and of every rollout."""
     tokens: int | None = Field(None, ge=1)
     """Budget in decoded tokens; default: a fifth of what the uniform estimator would cost."""
