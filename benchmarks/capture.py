@@ -42,15 +42,17 @@ def main() -> None:
     bars = {"resid": 1.05, "resid and logits": 1.05, "all but logits": 1.25, "all": 1.25}
     equals = {"resid": "backbone", "resid and logits": "whole", "all but logits": "backbone", "all": "whole"}
     claims = [
-        claim(f"capture {name}", f"bare forward, {equals[name]}", ratios(found, name, equals[name]), bar=bar)
+        claim(f"capture {name}, {clock}", f"bare {equals[name]}", ratios(found, name, equals[name], clock), bar=bar)
         for name, bar in bars.items()
+        for clock in ("wall", "cpu")
     ]
     claims += [
-        claim(f"capture {name}", "bare forward, whole", ratios(found, name, "whole"))
+        claim(f"capture {name}, {clock}", "bare whole", ratios(found, name, "whole", clock))
         for name in ("resid", "all but logits")
+        for clock in ("wall", "cpu")
     ]
-    seconds = {name: [each for each, _ in runs] for name, runs in found.items()}
-    kept = {name: runs[0][1] for name, runs in found.items() if name in bars}
+    seconds = {name: [each[:2] for each in runs] for name, runs in found.items()}
+    kept = {name: runs[0].value for name, runs in found.items() if name in bars}
     report(given, claims, batch=[ROWS, COLUMNS], sites=kept, seconds=seconds)
 
 

@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-PROMPT = (
-    "Should Maria take the train or the bus to visit her grandmother? Think step by step and finish with "
-    "'So Maria takes the train.' or 'So Maria takes the bus.'"
-)
+PROMPT = "Should Maria take the train or the bus to visit her grandmother? Think step by step and finish with "
+PROMPT += "'So Maria takes the train.' or 'So Maria takes the bus.'"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Claim:
     at_least: bool = False
     """The bar is a floor; otherwise it is a ceiling. Without a bar the figure is for the record."""
     unit: str = "x"
-    note: str = ""
 
     @property
     def requirement(self) -> str:
@@ -45,8 +42,8 @@ class Claim:
         return "met" if (self.measured >= self.bar if self.at_least else self.measured <= self.bar) else "missed"
 
     def __str__(self) -> str:
-        figure = f"{self.measured:.4g} {self.unit} [{self.low:.4g}, {self.high:.4g}]"
-        return f"{self.verdict:6} {self.requirement:>12}  {figure:32} {self.what} (against: {self.baseline})"
+        figure = f"{self.verdict:6} {self.measured:.4g} {self.unit} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{figure:40} {self.what} (against: {self.baseline}; required: {self.requirement})"
 
 
 def claim(what: str, baseline: str, values: Any, **rest: Any) -> Claim:
@@ -54,30 +51,35 @@ def claim(what: str, baseline: str, values: Any, **rest: Any) -> Claim:
     return Claim(what, baseline, float(np.median(values)), float(np.min(values)), float(np.max(values)), **rest)
 
 
-def interleaved(repeats: int, **sides: Callable[[int], Any]) -> dict[str, list[tuple[float, Any]]]:
-    """``(seconds, what it returned)`` of each side in each repeat, after one warm-up of each.
+class Run(NamedTuple):
+    """One timed call. CPU seconds are of all threads; on a busy machine with one thread they are the fairer ones."""
 
-    The order turns round in every repeat, so a drift of the machine's speed favours nobody.
-    """
+    wall: float
+    cpu: float
+    value: Any
+
+
+def interleaved(repeats: int, **sides: Callable[[int], Any]) -> dict[str, list[Run]]:
+    """Every side once a repeat, in turning order so that drift favours nobody, after a warm-up (repeat -1) of each."""
     for side in sides.values():
         side(-1)
-    found: dict[str, list[tuple[float, Any]]] = {name: [] for name in sides}
+    found: dict[str, list[Run]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name, side in list(sides.items())[:: 1 if repeat % 2 == 0 else -1]:
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             value = side(repeat)
-            found[name].append((time.perf_counter() - started, value))
+            found[name].append(Run(time.perf_counter() - wall, time.process_time() - cpu, value))
     return found
 
 
-def ratios(found: dict[str, list[tuple[float, Any]]], ours: str, baseline: str) -> list[float]:
-    """Seconds of ``ours`` over seconds of ``baseline``, repeat by repeat."""
-    return [a[0] / b[0] for a, b in zip(found[ours], found[baseline], strict=True)]
+def ratios(found: dict[str, list[Run]], ours: str, baseline: str, clock: str = "wall") -> list[float]:
+    """Seconds of ``ours`` over seconds of ``baseline``, repeat by repeat, by the ``wall`` or the ``cpu`` clock."""
+    return [getattr(a, clock) / getattr(b, clock) for a, b in zip(found[ours], found[baseline], strict=True)]
 
 
 def options(text: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2 repeats instead of 5 or more; for development")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats; for development")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 
@@ -86,10 +88,10 @@ def report(given: argparse.Namespace, claims: list[Claim], **details: Any) -> No
     """Print the claims and write them, with the machine they were measured on, where asked to."""
     print(*claims, sep="\n")
     rows = [{**asdict(each), "requirement": each.requirement, "verdict": each.verdict} for each in claims]
-    versions = {
-        name: sys.modules[name].__version__ for name in ("numpy", "torch", "transformers") if name in sys.modules
-    }
-    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version(), **versions}
+    used = {name: sys.modules[name] for name in ("numpy", "torch", "transformers") if name in sys.modules}
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    machine |= {"threads": used["torch"].get_num_threads()} if "torch" in used else {}
+    machine |= {name: module.__version__ for name, module in used.items()}
+    body = {"claims": rows, "details": details, "machine": machine, "quick": given.quick}
     if given.out:
-        body = {"claims": rows, "details": details, "machine": machine, "quick": given.quick}
         given.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
