@@ -252,7 +252,7 @@ class _Run:
             pooled = smooth_martingale(wins, evidence.draws, strata.stay, end=1.0, delta=delta)
             interest = np.where(undecided, pooled.jump, 0.0)
             extra = allocate(
-                strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=ROUND, tokens=left
+                strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=ROUND, tokens=float(left)
             )
             for each in np.flatnonzero(interest > 0.05):
                 needed = verdicts.wanted[each]

@@ -33,7 +33,7 @@ class Strata:
     """The trace's tokens."""
     spans: tuple[tuple[int, int], ...]
     stay: Float[np.ndarray, " sentence"]
-    exits: tuple[Float[np.ndarray, " token"], ...] | None
+    exits: tuple[Float[np.ndarray, " _"], ...] | None
     """For each sentence, cumulative probability of the token at which a leaving rollout leaves; None: free draws."""
     weights: Float[np.ndarray, "boundary sentence"]
     """V[i] = weights[i] @ W + terminal[i] * (the trace's own answer)."""

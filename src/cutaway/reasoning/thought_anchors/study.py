@@ -105,7 +105,7 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
         covered = first = recalled = anchors = 0
         quiet = false = 0
         for seed in range(trials):
-            lab.progress(Progress(seed, trials, "traces"))
+            lab.progress(Progress(float(seed), float(trials), "traces"))
             found, truth = planted_run(planted, seed)
             inside = (found.low[:, 0] <= truth + ROUNDING) & (truth <= found.high[:, 0] + ROUNDING)
             covered += bool(inside.all())
@@ -177,7 +177,7 @@ def tree_key(config: ThoughtAnchorsConfig, model: Model) -> str:
 
 def reporter(lab: Lab) -> Report:
     """Hand a method's progress to the lab."""
-    return lambda spent, planned, note: lab.progress(Progress(spent, planned, "tokens", note))
+    return lambda spent, planned, note: lab.progress(Progress(float(spent), float(planned), "tokens", note))
 
 
 def findings(anchors: AnchorMap) -> tuple[Finding, ...]:
