@@ -89,7 +89,7 @@ def test_forced_exits_fall_where_predicted():
     trace, _ = strata_of(planted("pfsa"), 3)
     # A sentence with several open places: odds chosen by hand, exits by brute force.
     probs = np.tile([0.7, 1.0, 0.4, 0.9], len(trace.ids))[: len(trace.ids)]
-    strata = build_strata(trace.ids, [(0, 5), (5, len(trace.ids))], probs)
+    strata = build_strata(trace.ids, [(0, 5), (5, len(trace.ids))], probs.tolist())
     n = 4000
     for i, (start, end) in enumerate(strata.spans):
         exits = [len(strata.request((1,), i, k, 0, trace.settings).prefix) - 1 for k in range(n)]
@@ -178,17 +178,24 @@ def test_blocks_pair_draws_and_wait_for_the_stratum_that_lacks_one():
     assert all(waiting.y)
 
 
-def test_blocks_pick_strata_by_the_known_mixture_and_use_each_draw_once():
+def test_blocks_pick_strata_by_the_known_mixture_and_use_draws_in_order():
     strata, n = small_strata([0.3, 0.5, 0.2, 0.6]), 3000
-    labels = [[(i, k) for k in range(n)] for i in range(4)]
-    blocks = pair_blocks(strata, 0, labels, seed=4)  # type: ignore[arg-type]
-    drawn = [pick for pick in blocks.y if pick is not True]
-    assert len(set(drawn)) == len(drawn)
-    seen = np.array([sum(i == j for i, _ in drawn) for j in range(4)] + [n - len(drawn)])
-    expected = np.append(strata.weights[1], strata.terminal[1]) * n
+
+    def picks(stratum: int) -> np.ndarray:
+        """Blocks that drew from the stratum, or ended with the trace (stratum 4)."""
+        return np.array(pair_blocks(strata, 0, [[i == stratum] * n for i in range(4)], seed=4).y)
+
+    end = picks(4)
+    which = [picks(i) & ~end for i in range(4)] + [end]
+    assert (np.sum(which, axis=0) == 1).all()
+    seen, expected = np.sum(which, axis=1), np.append(strata.weights[1], strata.terminal[1]) * n
     assert seen[0] == 0
     assert chisquare(seen[1:], expected[1:]).pvalue > 0.001
-    assert pair_blocks(strata, 0, [draws[:40] for draws in labels], seed=4).y == blocks.y[:40]  # type: ignore[misc]
+    bits = (np.random.default_rng(5).random((4, n)) < 0.5).tolist()
+    blocks = pair_blocks(strata, 0, bits, seed=4)
+    for i in range(1, 4):
+        assert np.array(blocks.y)[which[i]].tolist() == bits[i][: seen[i]]
+    assert pair_blocks(strata, 0, [draws[:40] for draws in bits], seed=4).y == blocks.y[:40]
 
 
 def test_verdicts_on_clear_effects_no_effects_and_nothing():
