@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cutaway.charts import Chart, Heat, charts_json
 from cutaway.errors import UsageError, nearest
 from cutaway.sampling.types import Cost
 
@@ -90,6 +91,8 @@ class Findings:
     """One line a reader can quote."""
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     """File name to content; the name ends in one of `ARTIFACT_SUFFIXES`."""
+    charts: tuple[Chart | Heat, ...] = ()
+    """What to draw on the run's page; stored as the artifact ``charts.json``."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """What the numbers depended on: ``weights:<name>`` or ``data:<name>`` to its sha256."""
     cost: Cost = field(default_factory=Cost)
@@ -107,6 +110,8 @@ class Findings:
         for name in self.artifacts:
             if Path(name).name != name or not name.endswith(ARTIFACT_SUFFIXES):
                 raise UsageError(f"artifact {name!r}: name it <name>{' or '.join(ARTIFACT_SUFFIXES)}")
+        if self.charts:
+            object.__setattr__(self, "artifacts", {**self.artifacts, "charts.json": charts_json(self.charts)})
         for name in self.inputs:
             if not name.startswith(("weights:", "data:")):
                 raise UsageError(f"input {name!r}: name it weights:<name> or data:<name>")

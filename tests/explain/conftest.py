@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from cutaway.reasoning.thought_anchors.result import Alternative, AnchorMap
+from cutaway.reasoning.thought_anchors.result import AnchorMap
+from cutaway.reasoning.view import Alternative
 
 STORY = (
     "Okay, the question is what Mia should take along this morning. ",

@@ -13,7 +13,8 @@ import pytest
 
 from cutaway.errors import UsageError
 from cutaway.explain.report import conclude, probability, report_html, signed
-from cutaway.reasoning.thought_anchors.result import Alternative, AnchorMap
+from cutaway.reasoning.thought_anchors.result import AnchorMap
+from cutaway.reasoning.view import Alternative
 
 Make = Callable[[str], AnchorMap]
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028&lt;{{ 7*7 }}\"'>"

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cutaway.explain.report import conclude, report_html
-from cutaway.reasoning.thought_anchors.result import Alternative, AnchorMap
+from cutaway.reasoning.thought_anchors.result import AnchorMap
+from cutaway.reasoning.view import Alternative
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

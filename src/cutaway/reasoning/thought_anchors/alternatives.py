@@ -1,23 +1,13 @@
 """What the model would have said instead of a sentence, grouped by meaning where an embedder is at hand."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
+from cutaway.reasoning.embedding import Embed, cosine
+from cutaway.reasoning.view import Alternative
 
-from cutaway.reasoning.thought_anchors.result import Alternative
-from cutaway.sampling import split_text
-
-Embed = Callable[[Sequence[str]], Float[np.ndarray, "text d_embed"]]
 SAME = 0.8
 """Cosine at or above which two sentences count as the same; the card's threshold."""
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of ``text``, trimmed; empty when there is none."""
-    spans = split_text(text)
-    return text[slice(*spans[0])].strip() if spans else ""
 
 
 def group_alternatives(
@@ -33,11 +23,11 @@ def group_alternatives(
     wordings = [text for text, _ in Counter(sentences).most_common()]
     leaders = {text: text for text in wordings}
     if embed is not None:
-        vectors = np.asarray(embed(wordings), dtype=float)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = embed(wordings)
+        near_to = cosine(vectors, vectors)
         heads: list[int] = []
         for i, text in enumerate(wordings):
-            near = next((h for h in heads if vectors[i] @ vectors[h] >= SAME), None)
+            near = next((h for h in heads if near_to[i, h] >= SAME), None)
             if near is None:
                 heads.append(i)
             else:

@@ -34,8 +34,10 @@ from jaxtyping import Float, Int
 from cutaway.errors import CutawayError, UsageError
 from cutaway.grading import auto_outcome, parse_outcome
 from cutaway.model import Model
+from cutaway.reasoning.embedding import Embed
+from cutaway.reasoning.rollouts import Report, first_sentence
 from cutaway.reasoning.thought_anchors.allocate import allocate
-from cutaway.reasoning.thought_anchors.alternatives import Embed, first_sentence, group_alternatives
+from cutaway.reasoning.thought_anchors.alternatives import group_alternatives
 from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, AnchorMap
 from cutaway.reasoning.thought_anchors.strata import Strata, build_strata
@@ -54,9 +56,6 @@ from cutaway.sampling import (
 from cutaway.stats import difference_interval, mixture_band, smooth_martingale
 
 Decode = Callable[[Sequence[int]], str]
-Report = Callable[[int, int, str], None]
-"""Called with (tokens spent, tokens planned, note)."""
-
 THIN = 6
 ROUND = 128
 UNIFORM = 100

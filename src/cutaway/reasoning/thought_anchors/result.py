@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cutaway.errors import CutawayError
+from cutaway.reasoning.view import Alternative
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
 Status = Literal["anchor", "no effect", "undecided"]
 NO_ANSWER = "(none)"
 OTHER = "(other)"
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """Something the model would have said instead of a sentence."""
-
-    text: str
-    """A typical wording: the first new sentence of the group's most central rollout."""
-    count: int
-    """Rollouts in the group."""
-    share: float
-    """Probability of this group among all continuations of the boundary, staying with the trace included."""
-    answers: dict[str, float]
-    """Share of each answer among the group's rollouts."""
 
 
 @dataclass(frozen=True)

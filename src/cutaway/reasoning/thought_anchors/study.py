@@ -3,15 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
 
 import numpy as np
 from pydantic import Field
 
-from cutaway.errors import CutawayError
 from cutaway.model import Model
 from cutaway.planted import EXACT, Reasoner, reasoner
-from cutaway.reasoning.thought_anchors.method import Embed, Report, explain_answer, find_anchors
+from cutaway.reasoning.embedding import load_embedder
+from cutaway.reasoning.rollouts import Report
+from cutaway.reasoning.thought_anchors.method import explain_answer, find_anchors
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.sampling import BranchTree, Cost, LocalEngine, Settings, Trace, split_tokens
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
@@ -224,31 +224,3 @@ def summarise(anchors: AnchorMap) -> str:
         f"{answer}: sentence {i + 1} moved P from {anchors.curve[i, 0]:.2f} to {anchors.curve[i + 1, 0]:.2f}; "
         f"{len(anchors.anchors)} of {len(anchors.sentences)} sentences certified{partial}"
     )
-
-
-def load_embedder(name: str) -> Embed:
-    """Sentence embeddings from the catalogue or a local directory, loaded on first use."""
-    cache: list[Callable[[list[str]], np.ndarray]] = []
-
-    def embed(texts: object) -> np.ndarray:
-        if not cache:
-            cache.append(_sentence_transformer(name))
-        return cache[0](list(texts))  # type: ignore[call-overload]
-
-    return embed
-
-
-def _sentence_transformer(name: str) -> Callable[[list[str]], np.ndarray]:
-    from pathlib import Path
-
-    from cutaway.model.catalogue import entry
-
-    folder = Path(name) if Path(name).is_dir() else entry(name).directory()
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise CutawayError(
-            "grouping alternatives needs sentence-transformers; run: pip install 'cutaway[demo]' or pass --embedder ''"
-        ) from error
-    encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    return lambda texts: np.asarray(encoder.encode(texts, show_progress_bar=False))
