@@ -96,4 +96,5 @@ def _chart(data: dict[str, Any]) -> Chart:
 
 
 def _series(data: dict[str, Any]) -> Series:
-    return Series(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return Series(**fields)

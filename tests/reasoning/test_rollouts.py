@@ -11,7 +11,7 @@ from cutaway.reasoning.embedding import cosine
 from cutaway.reasoning.rollouts import draw_rollouts, rollout_seeds
 from cutaway.sampling import BranchTree, LocalEngine
 
-PLANTED = reasoner("fp")
+PLANTED = reasoner("fpa")
 
 
 def test_a_longer_request_begins_with_the_shorter_one() -> None:

@@ -102,7 +102,7 @@ class TraceView:
             raise UsageError("sentences=(): the trace is empty; nothing can be shown")
         if self.curve is not None and len(self.curve.value) != n + 1:
             raise UsageError(f"curve has {len(self.curve.value)} values; {n} sentences have {n + 1} boundaries")
-        lists = {"categories": self.categories, "alternatives": self.alternatives}
+        lists: dict[str, Any] = {"categories": self.categories, "alternatives": self.alternatives}
         lists |= {f"track {track.name!r}": track.value for track in self.tracks}
         for name, given in lists.items():
             if given is not None and len(given) != n:
