@@ -91,8 +91,6 @@ class Findings:
     """One line a reader can quote."""
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     """File name to content; the name ends in one of `ARTIFACT_SUFFIXES`."""
-    charts: tuple[Chart | Heat, ...] = ()
-    """What to draw on the run's page; stored as the artifact ``charts.json``."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """What the numbers depended on: ``weights:<name>`` or ``data:<name>`` to its sha256."""
     cost: Cost = field(default_factory=Cost)
@@ -100,6 +98,8 @@ class Findings:
     """False when a budget or Ctrl-C ended the run early."""
     result: Any = None
     """The method's own result object, for notebooks; never stored."""
+    charts: tuple[Chart | Heat, ...] = ()
+    """What to draw on the run's page; stored as the artifact ``charts.json``."""
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]

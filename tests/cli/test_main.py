@@ -253,6 +253,18 @@ def test_bad_arguments_are_one_line_and_exit_2(cutaway, arguments, part):
     assert done.code == 2
 
 
+def test_an_unwritable_report_is_refused_before_sampling(cutaway, planted, checkpoint, tmp_path):
+    assert "no directory" in cutaway(*question(planted, checkpoint, report=tmp_path / "none" / "r.html")).error
+    assert "is a directory" in cutaway(*question(planted, checkpoint, report=tmp_path)).error
+    assert cutaway("runs", "--json").json == []
+
+
+def test_a_calibration_is_not_rechecked_but_measured_again(cutaway):
+    cutaway("calibrate", "thought-anchors", "--trials", 1)
+    (run,) = cutaway("runs", "--json").json
+    assert "cutaway calibrate thought-anchors" in cutaway("recheck", run["id"]).error
+
+
 def test_unwritable_pages_and_exports_are_one_line(cutaway, known):
     for command in ("report", "export"):
         done = cutaway(command, known["run"]["id"], "--out", "/proc/none/file")

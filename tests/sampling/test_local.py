@@ -176,10 +176,16 @@ def edits_of(model: Model) -> dict[str, list[Edit]]:
         "heads off": [Mask("z.1", index=(0, 2))],
         "keys and logits": [Scale("k.1", 0.3), Add("logits", torch.linspace(-2, 2, VOCAB), 0.5)],
         "two": [Scale("mlp_out.0", 0.0), Add("resid_mid.2", vector, 0.5)],
+        "hidden text": [AttentionMask(layer="*", queries=slice(8, None), keys=slice(2, 5))],
+        "hidden from some heads": [AttentionMask(layer=1, queries=None, keys=(0, 3, 26), heads=(1, 2))],
     }
 
 
-@pytest.mark.parametrize("which", ["add everywhere", "add at one place", "heads off", "keys and logits", "two"])
+PLACES = ["add everywhere", "add at one place", "heads off", "keys and logits", "two"]
+HIDDEN = ["hidden text", "hidden from some heads"]
+
+
+@pytest.mark.parametrize("which", [*PLACES, *HIDDEN])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_edits_while_sampling_equal_recomputation_from_nothing(family, which):
     model = build(family)
@@ -201,7 +207,8 @@ def test_edits_while_sampling_equal_recomputation_from_nothing(family, which):
         (Scale("z.1", 0.0, positions="last"), "give absolute positions"),
         (Scale("z.1", 0.0, positions=slice(-3, None)), "give absolute positions"),
         (Scale("logits", 0.5, positions=25), "single positions"),
-        (AttentionMask(layer=1, keys=(2, 3)), "attention cannot be masked"),
+        (AttentionMask(layer=1, keys=(-2,)), "give absolute positions"),
+        (AttentionMask(layer=1, queries=slice(-2, None), keys=0), "give absolute positions"),
     ],
 )
 def test_edits_that_rows_of_one_text_cannot_share_are_refused(llama, edit, match):
@@ -210,9 +217,15 @@ def test_edits_that_rows_of_one_text_cannot_share_are_refused(llama, edit, match
 
 
 def test_sliding_windows_and_edits_together():
-    model, edits = build("gemma3"), [Scale("v.0", 0.3), Mask("z.2", index=1)]
+    hide = AttentionMask(layer="*", queries=slice(6, None), keys=(1, 2))
+    model, edits = build("gemma3"), [Scale("v.0", 0.3), Mask("z.2", index=1), hide]
     found = rows_of(LocalEngine(model), [Request(TEXT[:k], (0,), GREEDY) for k in (6, 20)], edits)
     assert [rows[0].ids for rows in found] == [naive_greedy(model, TEXT[:k], 24, edits) for k in (6, 20)]
+
+
+def test_a_bad_request_is_refused_when_asked_not_when_read(llama):
+    with pytest.raises(UsageError, match="prefix is empty"):
+        LocalEngine(llama).stream([Request((), (0,), GREEDY)])
 
 
 def test_weights_changed_in_place_are_not_answered_from_old_keys(llama):

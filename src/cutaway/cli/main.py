@@ -85,6 +85,8 @@ def explain(
         "embedder": embedder,
     }
     config = parse_config(get_study("thought-anchors"), {k: str(v) for k, v in given.items() if v is not None})
+    if report is not None:
+        _check_writable(report)  # before the sampling, not after it
     with _ledger(ledger) as book, _bench(fresh) as lab:
         found = explain_answer(config, lab, book)
     page = report_of(found.run, found.anchors)
@@ -239,6 +241,14 @@ def _bench(fresh: bool = False) -> Any:
     from cutaway.cli.progress import bench
 
     return bench(fresh)
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise CutawayError(f"cannot write {path}: no directory {folder}")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise CutawayError(f"cannot write {path}: {'it is a directory' if path.is_dir() else 'permission denied'}")
 
 
 def _write(path: Path, text: str) -> None:

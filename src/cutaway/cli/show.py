@@ -12,9 +12,11 @@ from rich.text import Text
 from cutaway.explain import Explanation, conclude
 from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
 from cutaway.model import Entry
+from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.study import Calibration, Finding, Study
 
 BAR = 20
+WIDE = 110
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -66,22 +68,7 @@ def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> 
     console.print(Text(words.headline, style="bold"))
     for line in (*words.support, *words.cautions):
         console.print(Text(line))
-    table = _table("", f"P({anchors.answers[0]}) after", "", "effect", "95%", "verdict", "draws", "sentence")
-    for i, sentence in enumerate(anchors.sentences):
-        after = anchors.curve[i + 1, 0]
-        style = "bold green" if anchors.status[i] == "anchor" else ""
-        _row(
-            table,
-            i + 1,
-            f"{after:.2f}",
-            Text("█" * round(after * BAR), style=style or "dim"),
-            f"{anchors.effect[i]:+.2f}",
-            f"[{anchors.effect_low[i]:+.2f}, {anchors.effect_high[i]:+.2f}]",
-            Text(anchors.status[i], style=style),
-            anchors.draws[i],
-            " ".join(sentence.split()),
-        )
-    console.print(table)
+    console.print(_sentence_table(anchors, console.width))
     for i in anchors.anchors:
         console.print(Text(f"\nInstead of sentence {i + 1} the model would have said:", style="bold"))
         for other in anchors.alternatives[i]:
@@ -97,6 +84,30 @@ def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> 
     if report is not None:
         console.print(Text(f"report: {report}"))
     return None
+
+
+def _sentence_table(anchors: AnchorMap, width: int) -> Table:
+    """A row a sentence; a narrow terminal goes without the bars and the counts, so that the text can be read."""
+    wide = width >= WIDE
+    extra = ("", "draws") if wide else ()
+    table = _table("", "P after", "effect", "95%", "verdict", *extra, "sentence")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for i, sentence in enumerate(anchors.sentences):
+        after = anchors.curve[i + 1, 0]
+        style = "bold green" if anchors.status[i] == "anchor" else ""
+        bar = Text("█" * round(after * BAR), style=style or "dim")
+        _row(
+            table,
+            i + 1,
+            f"{after:.2f}",
+            f"{anchors.effect[i]:+.2f}",
+            f"{anchors.effect_low[i]:+.2f} to {anchors.effect_high[i]:+.2f}",
+            Text(anchors.status[i], style=style),
+            *((bar, anchors.draws[i]) if wide else ()),
+            " ".join(sentence.split()),
+        )
+    return table
 
 
 def show_studies(rows: Sequence[tuple[Study[Any], RunRecord | None]], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cutaway.errors import CutawayError, UsageError
+from cutaway.ledger.calibrations import PREFIX as CALIBRATION
 from cutaway.ledger.ledger import Ledger
 from cutaway.ledger.provenance import code_hash, machine, versions
 from cutaway.ledger.records import Change, Recheck, RunRecord, new_id, now
@@ -37,6 +38,9 @@ def recheck(ledger: Ledger, run_id: str, lab: Lab, anyway: bool = False) -> Rech
     """
     ledger.check_writable()
     old = ledger.run(run_id)
+    if old.study.startswith(CALIBRATION):
+        name = old.study.removeprefix(CALIBRATION)
+        raise UsageError(f"run {old.id} is a calibration; measure it again with: cutaway calibrate {name}")
     study = get_study(old.study)
     config = _stored_config(study, old)
     bench = replace(lab, fresh=True)

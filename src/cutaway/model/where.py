@@ -79,6 +79,10 @@ class Locator:
         mask, given = self._given.get("attention_mask"), self._given.get("position_ids")
         cache = self._given.get("past_key_values")
         columns = torch.arange(total, device=tokens.device)[None]
+        if (
+            given is not None and cache is not None and hasattr(cache, "key_positions")
+        ):  # rows that share a prefix's keys know where each column lies
+            return Where(given, cache.key_positions(), self._past, cache)
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == total:
             real = mask.bool()
             keys = torch.where(real, real.long().cumsum(-1) - 1, -1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 
@@ -85,7 +85,7 @@ class Tails(Cache):
         self.trunk = trunk
         self.slots = slots
         self.lengths = torch.zeros(slots, dtype=torch.long, device=trunk.hidden.device)
-        self.rows = 0
+        self.prefix = self.lengths[:0]
         self.view = 0
         self.trunk_view = 0
         self._buffers = [
@@ -93,10 +93,15 @@ class Tails(Cache):
             for k, v in zip(trunk.keys, trunk.values, strict=True)
         ]
 
-    def step(self, rows: int, trunk_view: int) -> None:
-        """Make room for one more token in each of the first ``rows`` slots; attend over ``trunk_view`` trunk tokens."""
-        self.rows, self.trunk_view = rows, trunk_view
-        self.view = int(self.lengths[:rows].max()) + 1
+    @property
+    def rows(self) -> int:
+        """Slots in use."""
+        return len(self.prefix)
+
+    def step(self, prefix: Int[Tensor, " batch"]) -> None:
+        """Make room for one more token in each of the first slots, whose rows leave the trunk at ``prefix``."""
+        self.prefix, self.trunk_view = prefix, int(prefix.max())
+        self.view = int(self.lengths[: self.rows].max()) + 1
         while self.view > self._buffers[0][0].shape[2]:
             self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
 
@@ -109,6 +114,15 @@ class Tails(Cache):
         keys[slot, :, self.lengths[: self.rows]] = key_states[:, :, 0]
         values[slot, :, self.lengths[: self.rows]] = value_states[:, :, 0]
         return keys[: self.rows, :, : self.view], values[: self.rows, :, : self.view]
+
+    def key_positions(self) -> Int[Tensor, "batch key"]:
+        """Absolute position of each trunk and tail column in each row; -1 where the row has no such token."""
+        trunk = torch.arange(self.trunk_view, device=self.lengths.device)[None]
+        tail = torch.arange(self.view, device=self.lengths.device)[None]
+        prefix, lengths = self.prefix[:, None], self.lengths[: self.rows, None]
+        return torch.cat(
+            [torch.where(trunk < prefix, trunk, -1), torch.where(tail <= lengths, prefix + tail, -1)], dim=1
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always passed explicitly; nothing may be derived from this length."""
@@ -123,21 +137,14 @@ class Tails(Cache):
         self.lengths[target] = n
 
 
-def decode_mask(
-    tails: Tails, prefix_lengths: Int[Tensor, " batch"], window: int | None, dtype: torch.dtype
-) -> Float[Tensor, "batch 1 1 key"]:
+def decode_mask(tails: Tails, window: int | None, dtype: torch.dtype) -> Float[Tensor, "batch 1 1 key"]:
     """Additive mask over trunk and tail for the token each row is about to read."""
-    lengths = tails.lengths[: tails.rows]
-    here = (prefix_lengths + lengths)[:, None]
-    trunk_pos = torch.arange(tails.trunk_view, device=lengths.device)[None]
-    tail_pos = torch.arange(tails.view, device=lengths.device)[None]
-    visible: Bool[Tensor, "batch key"] = torch.cat(
-        [trunk_pos < prefix_lengths[:, None], tail_pos <= lengths[:, None]], dim=1
-    )
+    where = tails.key_positions()
+    visible = where >= 0
     if window is not None:
-        where = torch.cat([trunk_pos.expand(len(lengths), -1), prefix_lengths[:, None] + tail_pos], dim=1)
+        here = (tails.prefix + tails.lengths[: tails.rows])[:, None]
         visible = visible & (here - where < window)
-    mask = torch.zeros(visible.shape, dtype=dtype, device=lengths.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=where.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
 
 

@@ -8,7 +8,7 @@ processor's matrix products, which differs between batch sizes by about 1e-6 in 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,9 @@ from cutaway.sampling.types import Cost, Finish, Request, Rollout, Settings
 
 if TYPE_CHECKING:
     from cutaway.model import Edit, Model
+
+NUCLEUS_EDGE = 0.01
+"""How far beyond top_p a row may look whose every token was banned; bf16 rounds probabilities by less."""
 
 
 @dataclass
@@ -57,12 +60,15 @@ class LocalEngine:
     def stream(self, requests: Sequence[Request], edits: "Sequence[Edit]" = ()) -> Iterator[tuple[int, Rollout]]:
         """Yield ``(request index, rollout)`` as rows finish. With ``edits``, the model stays edited until exhausted.
 
-        UsageError for edits whose positions are not absolute, for positions at the logits, and for AttentionMask.
+        UsageError for edits whose positions are not absolute and for positions at the logits.
         """
         for request in requests:
             self._check(request)
         for edit in edits:
             _check_edit(edit)
+        return self._stream(requests, edits)
+
+    def _stream(self, requests: Sequence[Request], edits: "Sequence[Edit]") -> Iterator[tuple[int, Rollout]]:
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
             for ids, members in _by_trunk(requests):
                 trunk = self._trunk(ids, tuple(edit.digest for edit in edits))
@@ -169,7 +175,7 @@ class LocalEngine:
         """Logits [row, vocab] after reading each row's newest token."""
         device = tails.lengths.device
         prefix = torch.tensor([row.prefix_length for row in rows], device=device)
-        tails.step(len(rows), int(prefix.max()))
+        tails.step(prefix)
         tokens = torch.tensor([[row.ids[-1]] for row in rows], device=device)
         config = self._hf.config.get_text_config()
         before = config._attn_implementation
@@ -178,7 +184,7 @@ class LocalEngine:
             hidden = self._hf.get_decoder()(
                 input_ids=tokens,
                 position_ids=(prefix + tails.lengths[: len(rows)])[:, None],
-                attention_mask=self._masks(tails, prefix),
+                attention_mask=self._masks(tails),
                 past_key_values=tails,
                 use_cache=True,
                 shared_prefix=tails,
@@ -188,16 +194,13 @@ class LocalEngine:
         tails.lengths[: len(rows)] += 1
         return self._logits(hidden[:, -1])
 
-    def _masks(self, tails: Tails, prefix: Tensor) -> Tensor | dict[str, Tensor]:
+    def _masks(self, tails: Tails) -> Tensor | dict[str, Tensor]:
         config, dtype = self._hf.config.get_text_config(), tails.trunk.hidden.dtype
         window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
-            return decode_mask(tails, prefix, window, dtype)
-        return {
-            kind: decode_mask(tails, prefix, window if kind == "sliding_attention" else None, dtype)
-            for kind in set(kinds)
-        }
+            return decode_mask(tails, window, dtype)
+        return {kind: decode_mask(tails, window if kind == "sliding_attention" else None, dtype) for kind in set(kinds)}
 
     def _append(self, rows: list[_Row], logits: Tensor) -> None:
         for kind in {_kind(row) for row in rows}:
@@ -205,9 +208,14 @@ class LocalEngine:
             members = [rows[i] for i in places]
             uniforms = torch.tensor([row.generator.random() for row in members], device=logits.device)
             banned = torch.tensor([-1 if row.ids else row.banned for row in members], device=logits.device)
-            tokens, logprobs = draw(
-                logits if len(places) == len(rows) else logits[places], uniforms, members[0].settings, banned
-            )
+            mine = logits if len(places) == len(rows) else logits[places]
+            tokens, logprobs = draw(mine, uniforms, members[0].settings, banned)
+            if bool((tokens < 0).any()):
+                # Rounding differs between batch sizes: a token at the edge of the nucleus may be in or out of it.
+                wider = replace(members[0].settings, top_p=min(1.0, members[0].settings.top_p + NUCLEUS_EDGE))
+                found, their_logprobs = draw(mine, uniforms, wider, banned)
+                stuck = tokens < 0
+                tokens, logprobs = torch.where(stuck, found, tokens), torch.where(stuck, their_logprobs, logprobs)
             for row, token, logprob in zip(members, tokens.tolist(), logprobs.tolist(), strict=True):
                 if token < 0:
                     raise CutawayError(
@@ -233,17 +241,13 @@ def _kind(row: _Row) -> tuple[float, float, int]:
 
 def _check_edit(edit: "Edit") -> None:
     # Rows share the longest prefix's forward and read their own first logits off it, outside any forward of theirs.
-    positions = getattr(edit, "positions", None)
-    named = (positions.start, positions.stop) if isinstance(positions, slice) else positions or ()
-    if any(position is not None and position < 0 for position in named):
-        raise UsageError(f"{edit!r}: 'last' and negative positions differ between prefixes; give absolute positions")
-    if edit.site == "logits" and positions is not None:
+    for name in ("positions", "queries", "keys"):
+        given = getattr(edit, name, None)
+        named = (given.start, given.stop) if isinstance(given, slice) else given or ()
+        if any(position is not None and position < 0 for position in named):
+            raise UsageError(f"{edit!r}: 'last' and negative {name} differ between prefixes; give absolute positions")
+    if edit.site == "logits" and getattr(edit, "positions", None) is not None:
         raise UsageError(f"{edit!r}: the logits cannot be edited at single positions while sampling; leave them out")
-    if edit.site.startswith("pattern"):
-        raise UsageError(
-            f"{edit!r}: attention cannot be masked while rollouts share a prefix's keys; edit v or z, or generate "
-            "with `model.hf.generate` inside `model.edited`"
-        )
 
 
 def _by_trunk(requests: Sequence[Request]) -> list[tuple[tuple[int, ...], list[int]]]:

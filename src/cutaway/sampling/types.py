@@ -1,5 +1,6 @@
 """What every sampling engine takes and gives: token ids in, token ids out."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -25,11 +26,11 @@ class Settings:
     max_tokens: int = 256
     """A row that reaches this many new tokens ends with finish 'length'."""
     stop: tuple[str, ...] = ()
-    """A row ends as soon as its text contains one of these strings."""
+    """A row ends as soon as its own new text contains one of these strings; what began in the prefix does not count."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"temperature={self.temperature}: must be 0 (greedy) or larger")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature={self.temperature}: must be 0 (greedy) or a larger number")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p={self.top_p}: must lie in (0, 1]")
         if self.top_k < 0:

@@ -63,7 +63,10 @@ def pair_blocks(strata: Strata, sentence: int, outcomes: Outcomes, seed: int) ->
 
 
 def judge(strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: float, level: float) -> Verdicts:
-    """Certify anchors at false-discovery rate ``fdr`` and sentences whose effect is within ``delta``."""
+    """Certify anchors at false-discovery rate ``fdr`` and sentences whose effect is within ``delta``.
+
+    An effect that is certainly there and certainly within ``delta`` counts as none: it decided nothing.
+    """
     log_e = np.zeros(strata.n)
     small: Bool[np.ndarray, " sentence"] = 1 - strata.stay <= delta
     wanted: list[int] = []
@@ -79,7 +82,7 @@ def judge(strata: Strata, outcomes: Outcomes, seed: int, delta: float, fdr: floa
         small[i] |= low[-1] > -delta and high[-1] < delta
     certified = e_benjamini_hochberg(log_e, fdr).rejected
     status: tuple[Status, ...] = tuple(
-        "anchor" if certified[i] else "no effect" if small[i] else "undecided" for i in range(strata.n)
+        "no effect" if small[i] else "anchor" if certified[i] else "undecided" for i in range(strata.n)
     )
     return Verdicts(log_e, status, tuple(wanted))
 
