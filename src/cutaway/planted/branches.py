@@ -1,0 +1,577 @@
+"""A Llama whose chains hold a driver, an excuse, a stubborn idea, a doubt and hidden steps; every effect is known.
+
+A chain follows a layout, one letter a sentence:
+
+    d  "Plan alpha fits."       the driver: alpha or beta, in two wordings; moves the answer's log-odds by -+driver
+    r  "Reason red helps."      the decorative reason: goes with the plan (``reason``), moves nothing
+    s  "Idea gold returns."     the stubborn idea, or "Aside while thinking." and the slot is open again, or
+                                "Move on instead." and it never returns; moving on lowers the log-odds by ``idea``
+    w  "Pause doubtfully now."  calm or doubtful; doubt lowers the log-odds by ``doubt``
+    l  "Step4 left4 next."      left or right; right with log-odds ``cue`` under the hint, else evenly; +-step
+    f  "Note2 mentions amber."  filler
+    a  "The answer is 1."
+
+The stubborn slot is open at odds (a, b, c) for idea, aside, moving on. Whoever takes the idea away (draws until
+something else comes) sees it again later with probability ``b / (b + c) * a / (a + c)``, whatever was taken before:
+the default odds make this 0.8, so the idea comes back 4 times on average.
+
+The hint stands in the prompt and acts at the steps alone, so its whole effect is mediated by the chain.
+`FOREIGN` is a sentence that the model understands as a weaker doubt and never writes: an off-policy insertion.
+
+Truth is for temperature 1 without filters, and follows from `Process` by enumeration; the model is never asked.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from cutaway.errors import UsageError
+from cutaway.model import Model
+from cutaway.planted.build import EOS, FLOOR, SHARP, blank_llama, norm_gain, word_tokenizer
+
+PROMPT = ("Pick", " a", " digit", ".")
+HINT = (" Someone", " likes", " one", ".")
+FOREIGN_WORDS = (" Perhaps", " doubts", " remain", ".")
+FOREIGN = "".join(FOREIGN_WORDS)
+FILLERS = {" amber": 0.5, " birch": 0.3, " coral": 0.2}
+DIGITS = (" 0", " 1")
+IDEA, ASIDE, MOVE = "Idea gold returns.", "Aside while thinking.", "Move on instead."
+DOUBT = "Pause doubtfully now."
+_SAME = {"suits": "fits"}
+_ONLY = {
+    " fits": ".",
+    " suits": ".",
+    " red": " helps",
+    " blue": " helps",
+    " helps": ".",
+    " Idea": " gold",
+    " gold": " returns",
+    " returns": ".",
+    " Aside": " while",
+    " while": " thinking",
+    " thinking": ".",
+    " Move": " on",
+    " on": " instead",
+    " instead": ".",
+    " calmly": " now",
+    " doubtfully": " now",
+    " now": ".",
+    " next": ".",
+    " The": " answer",
+    " answer": " is",
+    **dict.fromkeys((*FILLERS, *DIGITS), "."),
+    **{a: b for text in (PROMPT, HINT, FOREIGN_WORDS) for a, b in pairwise(text)},
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What the next word can depend on."""
+
+    current: str
+    done: int = -1
+    """The latest slot that is begun (and, for the stubborn one, closed)."""
+    plan: int | None = None
+    idea: int | None = None
+    """0: the idea was kept; 1: moved on."""
+    mood: int | None = None
+    voice: bool = False
+    lean: int = 0
+    """Steps to the right minus steps to the left."""
+    hinted: bool = False
+    answer: int | None = None
+
+
+class Exact(NamedTuple):
+    """Exact answers about one sentence of one chain; each is P(answer 1) unless said otherwise."""
+
+    kept: float
+    """After the sentence."""
+    changed: float
+    """Given that another sentence came instead; what comes later is free."""
+    differ: float
+    """Probability that another sentence comes instead."""
+    gone: float
+    """When the sentence is taken away here and at each later return (drawn again until something else comes)."""
+    conditional: float
+    """Given that a free continuation never says it."""
+    acceptance: float
+    """Probability that a free continuation never says it."""
+    survival: tuple[float, ...]
+    """P(more than k returns), k = 0, 1, ...: the resilience distribution."""
+
+    def resilience(self, cap: int) -> float:
+        """Mean number of returns, counted up to ``cap``."""
+        return sum(self.survival[:cap])
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who writes what with which odds; see the module's text."""
+
+    layout: str
+    driver: float
+    reason: tuple[float, float]
+    stubborn: tuple[float, float, float]
+    idea: float
+    doubt: float
+    p_doubt: float
+    foreign: float
+    cue: float
+    step: float
+    base: float
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Every word, each once."""
+        slots = [w for t in range(len(self.layout)) for w in (*self.openers(t), *self.choices(t))]
+        return tuple(
+            dict.fromkeys([*PROMPT, *HINT, *FOREIGN_WORDS, *_ONLY, *_ONLY.values(), *slots, " is", " mentions"])
+        )
+
+    def openers(self, slot: int) -> dict[str, float]:
+        """First words of a slot's sentence, with their odds."""
+        if self.layout[slot] == "s":
+            return dict(zip((" Idea", " Aside", " Move"), self.stubborn, strict=True))
+        first = {"d": " Plan", "r": " Reason", "w": " Pause", "l": f" Step{slot}", "f": f" Note{slot}", "a": " The"}
+        return {first[self.layout[slot]]: 1.0}
+
+    def choices(self, slot: int) -> tuple[str, ...]:
+        """The words between which a slot decides, after its first word."""
+        options: dict[str, tuple[str, ...]] = {
+            "d": (" alpha", " beta"),
+            "r": (" red", " blue"),
+            "w": (" calmly", " doubtfully"),
+            "l": (f" left{slot}", f" right{slot}"),
+        }
+        return options.get(self.layout[slot], ())
+
+    @cached_property
+    def begins(self) -> dict[str, int]:
+        """Words that show that a slot is done with; an aside leaves it open."""
+        return {w: t for t in range(len(self.layout)) for w in self.openers(t) if w != " Aside"}
+
+    def next(self, state: State) -> dict[str, float]:
+        """Probability of each word that can follow."""
+        word = state.current
+        if word == ".":
+            return {EOS: 1.0} if state.done + 1 == len(self.layout) else self.openers(state.done + 1)
+        if word == " is":
+            p = 1 / (1 + math.exp(-self.odds(state)))
+            return {" 0": 1 - p, " 1": p}
+        if word in self.begins and word not in _ONLY:
+            return self._first_choice(self.begins[word], state)
+        branching = dict.fromkeys((" alpha", " beta"), {" fits": 0.5, " suits": 0.5}) | {" mentions": dict(FILLERS)}
+        return branching.get(word) or {_ONLY.get(word, " next" if word.startswith((" left", " right")) else EOS): 1.0}
+
+    def _first_choice(self, slot: int, state: State) -> dict[str, float]:
+        if self.layout[slot] == "f":
+            return {" mentions": 1.0}
+        p = 0.5
+        match self.layout[slot]:
+            case "r" if state.plan is not None:
+                p = 1 - self.reason[state.plan]
+            case "w":
+                p = self.p_doubt
+            case "l":
+                p = 1 / (1 + math.exp(-self.cue)) if state.hinted else 0.5
+        return dict(zip(self.choices(slot), (1 - p, p), strict=True))
+
+    def odds(self, state: State) -> float:
+        """Log-odds of the answer 1."""
+        out = self.base + self.step * state.lean
+        out += 0.0 if state.plan is None else self.driver * (2 * state.plan - 1)
+        out -= self.idea * (state.idea == 1) + self.doubt * (state.mood == 1) + self.foreign * state.voice
+        return out
+
+    def advance(self, state: State, word: str) -> State:
+        """The state after one more word."""
+        changes: dict[str, int | bool] = {"done": max(state.done, self.begins.get(word, -1))}
+        for words, key in (((" alpha", " beta"), "plan"), ((" Idea", " Move"), "idea"), (DIGITS, "answer")):
+            if word in words:
+                changes[key] = words.index(word)
+        if word in (" calmly", " doubtfully"):
+            changes["mood"] = int(word == " doubtfully")
+        if word == " doubts":
+            changes["voice"] = True
+        if word == " likes":
+            changes["hinted"] = True
+        if word.startswith((" left", " right")):
+            changes["lean"] = state.lean + (1 if word.startswith(" right") else -1)
+        return replace(state, current=word, **changes)  # type: ignore[arg-type]
+
+    def state(self, words: Sequence[str]) -> State:
+        """The state after a prefix; UsageError for a word that the process does not know."""
+        known = {*self.words, EOS}
+        unknown = next((word for word in words if word not in known), None)
+        if unknown is not None:
+            raise UsageError(f"token {unknown!r} is not a word of this process; use the words of its chains")
+        if not words or words[0] != PROMPT[0]:
+            raise UsageError(f"the prefix must begin with the prompt ({PROMPT[0]!r})")
+        state = State(words[0])
+        for word in words[1:]:
+            state = self.advance(state, word)
+        return state
+
+
+@lru_cache(maxsize=1 << 14)
+def sentences(process: Process, state: State) -> tuple[tuple[str, State, float], ...]:
+    """Each sentence that can follow a boundary: what it means, the state after it, its probability."""
+    open_ends: list[tuple[tuple[str, ...], State, float]] = [((), state, 1.0)]
+    found: dict[tuple[str, State], float] = {}
+    while open_ends:
+        said, at, mass = open_ends.pop()
+        for word, p in process.next(at).items():
+            text, after = (*said, word), process.advance(at, word)
+            if word == ".":
+                key = (meaning("".join(text)), after)
+                found[key] = found.get(key, 0.0) + mass * p
+            elif p > 0:
+                open_ends.append((text, after, mass * p))
+    return tuple((what, after, p) for (what, after), p in found.items())
+
+
+def meaning(text: str) -> str:
+    """A sentence without its choice of wording.
+
+    >>> meaning(" Plan beta suits.")
+    'Plan beta fits.'
+    """
+    words = text.replace(EOS, "").strip().split(" ")
+    return " ".join(_SAME.get(word.rstrip("."), word.rstrip(".")) + "." * word.endswith(".") for word in words)
+
+
+@lru_cache(maxsize=1 << 14)
+def value(process: Process, state: State, without: str = "", forced: bool = False) -> tuple[float, float]:
+    """(P(never says ``without``), P(that, and the answer is 1)) from a boundary on.
+
+    ``forced``: every sentence is drawn again until it is not ``without``, so the first number is 1.
+    """
+    if state.answer is not None:
+        return 1.0, float(state.answer)
+    follow = [each for each in sentences(process, state) if each[0] != without]
+    total = sum(p for *_, p in follow) if forced else 1.0
+    itself = sum(p for _, after, p in follow if after == state) / total
+    never = one = 0.0
+    for _, after, p in follow:
+        if after != state:
+            a, b = value(process, after, without, forced)
+            never, one = never + p / total * a, one + p / total * b
+    return never / (1 - itself), one / (1 - itself)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A planted model of branching chains with its exact answers."""
+
+    model: Model
+    process: Process
+    prompt_ids: tuple[int, ...]
+    hinted_ids: tuple[int, ...]
+    """The prompt with the hint; equal to the prompt plus one sentence."""
+
+    def outcome(self, text: str) -> str | None:
+        """The digit that the text states as its answer, or None."""
+        found = [digit for digit in "01" if f"The answer is {digit}." in text]
+        return found[0] if found else None
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text d_embed"]:
+        """One axis for each meaning; doubt and its foreign wording lie at cosine 0.8. Unknown texts are zero."""
+        axes = {meaning(text): i for i, text in enumerate(self._texts)}
+        out = np.zeros((len(texts), len(axes) + 1))
+        for row, text in enumerate(texts):
+            if (what := meaning(text)) in axes:
+                out[row, axes[what]] = 1.0
+            elif what == FOREIGN.strip():
+                out[row, axes.get(DOUBT, -1)] = 0.8
+                out[row, -1] = 0.6
+        return out
+
+    @property
+    def truth(self) -> tuple[int, ...]:
+        """Sentences (by slot) that can move the answer when taken away for good."""
+        process = self.process
+        moving = {"d": process.driver, "s": process.idea, "w": process.doubt, "l": process.step}
+        return tuple(t for t, letter in enumerate(process.layout) if moving.get(letter, 0.0))
+
+    def sample(self, seed: int, hinted: bool = False) -> tuple[int, ...]:
+        """Draw one chain from the process (not the model): new token ids, the end token last."""
+        rng, words = np.random.default_rng(seed), []
+        state = self._state(self.hinted_ids if hinted else self.prompt_ids)
+        while state.current != EOS:
+            follow = self.process.next(state)
+            words.append(str(rng.choice(list(follow), p=list(follow.values()))))
+            state = self.process.advance(state, words[-1])
+        return tuple(self._ids(words))
+
+    def token_probs(self, prefix: Sequence[int]) -> Float[np.ndarray, " vocab"]:
+        """Exact probability of each token after ``prefix``."""
+        probs = np.zeros(self.model.vocab_size)
+        for word, p in self.process.next(self._state(prefix)).items():
+            probs[self._ids([word])] = p
+        return probs
+
+    def p_one(self, prefix: Sequence[int]) -> float:
+        """Exact P(answer 1) over all continuations of a prefix that ends with a sentence."""
+        return value(self.process, self._state(prefix))[1]
+
+    def boundaries(self, chain: Sequence[int]) -> tuple[int, ...]:
+        """Tokens before each sentence of a chain, and at its end (the end token belongs to the last sentence)."""
+        stop = self._ids(["."])[0]
+        cuts = [i + 1 for i, token in enumerate(chain) if token == stop]
+        return (0, *cuts[:-1], len(chain))
+
+    def exact(self, chain: Sequence[int], sentence: int, hinted: bool = False, rounds: int = 60) -> Exact:
+        """Exact answers about one sentence of ``chain``."""
+        cuts, prompt = self.boundaries(chain), self.hinted_ids if hinted else self.prompt_ids
+        before, after = (self._state((*prompt, *chain[: cuts[k]])) for k in (sentence, sentence + 1))
+        what = meaning(self.model.decode(chain[cuts[sentence] : cuts[sentence + 1]]))
+        others = [(state, p) for text, state, p in sentences(self.process, before) if text != what]
+        differ = sum(p for _, p in others)
+        never, one = value(self.process, before, what)
+        return Exact(
+            kept=value(self.process, after)[1],
+            changed=sum(p * value(self.process, s)[1] for s, p in others) / differ if differ else math.nan,
+            differ=differ,
+            gone=value(self.process, before, what, True)[1] if differ else math.nan,
+            conditional=one / never if never else math.nan,
+            acceptance=never,
+            survival=self._survival(before, what, rounds) if differ else (),
+        )
+
+    def mediated(self, cut: int) -> float:
+        """Exact P(answer 1) without the hint after the first ``cut`` slots were written under it, over all chains."""
+        states = {self._state(self.hinted_ids): 1.0}
+        for _ in range(cut):
+            states = _pushed(self.process, states)
+        return sum(mass * value(self.process, replace(s, hinted=False))[1] for s, mass in states.items())
+
+    def _survival(self, before: State, what: str, rounds: int) -> tuple[float, ...]:
+        at, out = {before: 1.0}, []
+        for _ in range(rounds):
+            back: dict[State, float] = {}
+            for state, mass in at.items():
+                for place, p in _returns(self.process, state, what).items():
+                    back[place] = back.get(place, 0.0) + mass * p
+            out.append(sum(back.values()))
+            at = back
+        return tuple(out)
+
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        texts, seen, todo = [], set(), [self._state(self.prompt_ids), self._state(self.hinted_ids)]
+        while todo:
+            state = todo.pop()
+            if state in seen or state.answer is not None:
+                continue
+            seen.add(state)
+            follow = sentences(self.process, state)
+            texts += [text for text, *_ in follow]
+            todo += [after for _, after, _ in follow]
+        return tuple(sorted(set(texts)))
+
+    def _state(self, prefix: Sequence[int]) -> State:
+        return self.process.state(self.model.tokenizer.convert_ids_to_tokens(list(prefix)))
+
+    def _ids(self, words: Sequence[str]) -> list[int]:
+        return [int(self.model.tokenizer.convert_tokens_to_ids(word)) for word in words]
+
+
+def branches(
+    layout: str = "drswlla",
+    *,
+    driver: float = 5.0,
+    reason: tuple[float, float] = (0.02, 0.9),
+    stubborn: tuple[float, float, float] = (0.85, 0.1237, 0.0263),
+    idea: float = 10.0,
+    doubt: float = 0.0,
+    p_doubt: float = 0.15,
+    foreign: float = 0.0,
+    cue: float = 0.0,
+    step: float = 0.0,
+    base: float = 0.0,
+    n_ctx: int = 2048,
+) -> Branches:
+    """Build a planted model of branching chains. Weights follow from the arguments; nothing is random.
+
+    layout: letters as in the module's text, ``a`` last and once; at most one each of d, r, s, w.
+    driver, idea, doubt, foreign, step, base: log-odds of the answer 1, see the module's text; 0 makes a null.
+    reason: probability of "red" after plan alpha and after plan beta.
+    stubborn: odds of idea, aside and moving on at the open slot.
+    cue: log-odds that the hint adds to each step to the right; 0 makes a hint without effect.
+
+    >>> planted = branches("da")
+    >>> planted.model.decode(planted.sample(0))
+    ' Plan beta fits. The answer is 1.<eos>'
+    """
+    _refuse(layout, reason, stubborn, p_doubt)
+    process = Process(layout, driver, reason, stubborn, idea, doubt, p_doubt, foreign, cue, step, base)
+    tokenizer = word_tokenizer(process.words)
+    tables = _tables(process)
+    words = (*process.words, EOS)
+    ids = [tokenizer.get_vocab()[word] for word in words]
+    used = len(words) + 1 + sum(len(table.columns) for table in tables)
+    d_head = max(4, 2 * math.ceil(max(len(table.columns) for table in tables) / 2))
+    hf = blank_llama(
+        tokenizer,
+        d_model=len(tables) * math.ceil(used / len(tables)),
+        n_layers=1,
+        n_heads=len(tables),
+        d_head=d_head,
+        n_ctx=n_ctx,
+    )
+    constant, slow, layer = len(words), d_head // 2 - 1, hf.model.layers[0]
+    with torch.no_grad():
+        embed = hf.model.embed_tokens.weight
+        embed[:, constant] = 1.0
+        embed[ids, range(len(words))] = 1.0
+        hf.lm_head.weight[:, constant] = -FLOOR
+        hf.lm_head.weight[ids, constant] = 0.0
+        by_word = _by_word(process, words)
+        hf.lm_head.weight[ids, :constant] = torch.tensor(by_word.T, dtype=torch.float32)
+        start = constant + 1
+        for head, table in enumerate(tables):
+            first, width = head * d_head, len(table.columns)
+            layer.self_attn.q_proj.weight[first + slow, constant] = SHARP * d_head**0.5
+            for word, (rank, column) in table.marks.items():
+                layer.self_attn.k_proj.weight[first + slow, words.index(word)] = rank
+                layer.self_attn.v_proj.weight[first + column, words.index(word)] = 1.0
+            layer.self_attn.o_proj.weight[start : start + width, first : first + width] = torch.eye(width)
+            for column, logits in enumerate(table.columns):
+                for word, logit in logits.items():
+                    hf.lm_head.weight[ids[words.index(word)], start + column] += logit
+            start += width
+        norm_gain(layer.input_layernorm, 2.0)
+        norm_gain(layer.post_attention_layernorm, 2.0 + len(tables))
+        norm_gain(hf.model.norm, 2.0 + len(tables))
+    model = Model(hf, tokenizer, f"planted-branches-{layout}")
+    prompt, hinted = ("".join(text) for text in (PROMPT, PROMPT + HINT))
+    return Branches(model, process, tuple(model.encode(prompt)), tuple(model.encode(hinted)))
+
+
+class _Table(NamedTuple):
+    """One head: the rank and column of each word it attends to, and the logits that each column adds."""
+
+    marks: dict[str, tuple[int, int]]
+    columns: list[dict[str, float]]
+
+
+def _tables(process: Process) -> list[_Table]:
+    """Heads for progress, plan, idea, mood, voice, cue, and one for each step; column 0 is the prompt's first word."""
+    none = {PROMPT[0]: (1, 0)}
+    last = len(process.layout)
+    openers = {word for slot in range(last) for word in process.openers(slot)} | {EOS}
+
+    def closed(done: int) -> dict[str, float]:
+        allowed = process.openers(done + 1) if done + 1 < last else {EOS: 1.0}
+        return {word: math.log(allowed[word]) if allowed.get(word) else -FLOOR for word in openers}
+
+    progress = _Table(
+        none | {word: (slot + 2, slot + 1) for word, slot in process.begins.items()},
+        [closed(done) for done in range(-1, last)],
+    )
+    steps = [slot for slot, letter in enumerate(process.layout) if letter == "l"]
+
+    def colours(p: float) -> dict[str, float]:
+        return {" red": _log(p), " blue": _log(1 - p)} if "r" in process.layout else {}
+
+    found = [
+        progress,
+        _choice(
+            (" alpha", " beta"),
+            colours(0.5),
+            *({" 1": sign * process.driver, **colours(p)} for sign, p in zip((-1, 1), process.reason, strict=True)),
+        ),
+        _choice((" Idea", " Move"), {}, {}, {" 1": -process.idea}),
+        _choice((" calmly", " doubtfully"), {}, {}, {" 1": -process.doubt}),
+        _choice((" doubts",), {}, {" 1": -process.foreign}),
+        _choice((" likes",), {}, {f" right{slot}": process.cue for slot in steps}),
+        *(
+            _choice((f" left{slot}", f" right{slot}"), {}, {" 1": -process.step}, {" 1": process.step})
+            for slot in steps
+        ),
+    ]
+    known = set(process.words)
+    return [table for table in found if len({word for word in table.marks if word in known}) == len(table.marks)]
+
+
+def _choice(marks: Sequence[str], *columns: dict[str, float]) -> _Table:
+    ranks = {PROMPT[0]: (1, 0)} | {word: (2, column) for column, word in enumerate(marks, 1)}
+    return _Table(ranks, list(columns))
+
+
+def _by_word(process: Process, words: tuple[str, ...]) -> Float[np.ndarray, "word next"]:
+    """Logits by current word; what the heads decide is left even here."""
+    table = np.full((len(words), len(words)), -FLOOR)
+    for word in words:
+        if word == ".":
+            follow = dict.fromkeys(
+                [w for slot in range(len(process.layout)) for w in process.openers(slot)] + [EOS], 1.0
+            )
+        else:
+            follow = process.next(State(word))
+        heads = word in (" Reason", " is") or word.startswith(" Step")
+        for after, p in follow.items():
+            table[words.index(word), words.index(after)] = 0.0 if word == "." or heads else _log(p)
+        if word == " is":
+            table[words.index(word), words.index(" 1")] = process.base
+    return table
+
+
+def _pushed(process: Process, states: dict[State, float]) -> dict[State, float]:
+    """One slot further; asides stay in theirs until it closes."""
+    out: dict[State, float] = {}
+    for state, mass in states.items():
+        follow = sentences(process, state)
+        itself = sum(p for _, after, p in follow if after == state)
+        for _, after, p in follow:
+            if after != state:
+                out[after] = out.get(after, 0.0) + mass * p / (1 - itself)
+    return out
+
+
+def _returns(process: Process, state: State, what: str) -> dict[State, float]:
+    """Where ``what`` is said next once it was taken away at ``state``: the state before it, and its probability."""
+    out: dict[State, float] = {}
+    follow = [each for each in sentences(process, state) if each[0] != what]
+    total = sum(p for *_, p in follow)
+    at: dict[State, float] = {}
+    for _, after, p in follow:
+        at[after] = at.get(after, 0.0) + p / total
+    while at:
+        onward: dict[State, float] = {}
+        for place, mass in at.items():
+            if place.answer is not None:
+                continue
+            free = sentences(process, place)
+            itself = sum(p for text, after, p in free if after == place and text != what)
+            for text, after, p in free:
+                into = out if text == what else onward
+                if after != place or text == what:
+                    key = place if text == what else after
+                    into[key] = into.get(key, 0.0) + mass * p / (1 - itself)
+        at = onward
+    return out
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p > 0 else -FLOOR
+
+
+def _refuse(layout: str, reason: tuple[float, float], stubborn: tuple[float, float, float], p_doubt: float) -> None:
+    unknown = sorted(set(layout) - set("drswlfa"))
+    if unknown:
+        raise UsageError(f"layout={layout!r}: unknown letter {unknown[0]!r}; use d, r, s, w, l, f, a")
+    if layout.count("a") != 1 or not layout.endswith("a") or any(layout.count(x) > 1 for x in "drsw"):
+        raise UsageError(f"layout={layout!r}: needs one a, at the end, and at most one each of d, r, s, w")
+    if not all(0 <= p <= 1 for p in (*reason, p_doubt)):
+        raise UsageError(f"reason={reason}, p_doubt={p_doubt}: probabilities lie in [0, 1]")
+    if min(stubborn) <= 0 or abs(sum(stubborn) - 1) > 1e-9:
+        raise UsageError(f"stubborn={stubborn}: three odds above 0 that sum to 1")
