@@ -13,8 +13,9 @@ from planted_traces import exact_curve, own_answer, planted, result_of, trace_of
 from cutaway.errors import CutawayError, UsageError
 from cutaway.planted import Reasoner
 from cutaway.reasoning.rollouts import first_sentence
+from cutaway.reasoning.source import sample_trace
 from cutaway.reasoning.thought_anchors.alternatives import group_alternatives
-from cutaway.reasoning.thought_anchors.method import UNIFORM, explain_answer, find_anchors, sample_trace
+from cutaway.reasoning.thought_anchors.method import UNIFORM, explain_answer, find_anchors
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, AnchorMap
 from cutaway.reasoning.thought_anchors.study import planted_run
 from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens

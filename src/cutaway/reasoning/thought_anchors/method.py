@@ -31,11 +31,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from cutaway.errors import CutawayError, UsageError
+from cutaway.errors import UsageError
 from cutaway.grading import auto_outcome, parse_outcome
 from cutaway.model import Model
 from cutaway.reasoning.embedding import Embed
 from cutaway.reasoning.rollouts import Report, first_sentence
+from cutaway.reasoning.source import prompt_ids, sample_trace
 from cutaway.reasoning.thought_anchors.allocate import allocate
 from cutaway.reasoning.thought_anchors.alternatives import group_alternatives
 from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
@@ -50,7 +51,6 @@ from cutaway.sampling import (
     Rollout,
     Settings,
     Trace,
-    make_trace,
     sample,
 )
 from cutaway.stats import difference_interval, mixture_band, smooth_martingale
@@ -89,35 +89,6 @@ class _Evidence:
         return [[each == answer for each in found] for found in self.answers]
 
 
-def sample_trace(
-    engine: Engine,
-    prompt: Sequence[int],
-    outcome: Callable[[str], str | None],
-    decode: Decode,
-    settings: Settings,
-    seed: int = 0,
-    tries: int = 12,
-    tree: BranchTree | None = None,
-) -> Trace:
-    """The first of up to ``tries`` sampled continuations that ends by itself and has an answer.
-
-    CutawayError when none does, with the end of one of them.
-    """
-    last = ""
-    for first in range(0, tries, 4):
-        seeds = tuple(seed * 1000 + k for k in range(first, min(first + 4, tries)))
-        request = Request(tuple(prompt), seeds, settings)
-        found = {rollout.seed: rollout for _, rollout in _sample(tree, engine, [request])}
-        for each in (found[s] for s in seeds):
-            last = decode(each.ids)
-            if each.finish == "stop" and outcome(last) is not None:
-                return make_trace(prompt, each, settings, decode)
-    raise CutawayError(
-        f"no answer in {tries} sampled traces (max_tokens={settings.max_tokens}); ask for the answer in the "
-        f"prompt, choose another outcome or raise max_tokens. One trace ended: {last[-80:]!r}"
-    )
-
-
 def explain_answer(
     model: Model,
     prompt: str,
@@ -133,12 +104,10 @@ def explain_answer(
     ``outcome`` is a spec (`cutaway.grading`) or any function from the trace's text to an answer or None;
     ``raw`` leaves the chat template out.
     """
-    if not prompt.strip():
-        raise UsageError("the prompt is empty; ask the model something")
+    ids = prompt_ids(model, prompt, raw)
     if outcome == "auto":
         outcome = auto_outcome(prompt)
     extract = parse_outcome(outcome) if isinstance(outcome, str) else outcome
-    ids = model.encode(prompt, special=True) if raw else model.chat_ids(prompt)
     settings = settings if settings is not None else Settings()
     engine, tree = LocalEngine(model), options.get("tree")
     trace = sample_trace(engine, ids, extract, model.decode, settings, seed, tree=tree)
@@ -207,10 +176,6 @@ def find_anchors(
 def _default_budget(trace: Trace) -> int:
     remaining = sum(len(trace.ids) - start for start, _ in trace.spans)
     return max(2000, remaining * UNIFORM // 5)
-
-
-def _sample(tree: BranchTree | None, engine: Engine, requests: Sequence[Request]) -> "Sequence[tuple[int, Rollout]]":
-    return list(sample(tree, engine, requests) if tree is not None else engine.stream(requests))
 
 
 @dataclass

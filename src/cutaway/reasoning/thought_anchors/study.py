@@ -1,44 +1,25 @@
 """The thought-anchors study: config, wiring, findings and calibration."""
 
-import hashlib
 import json
 import time
 
 import numpy as np
 from pydantic import Field
 
-from cutaway.model import Model
 from cutaway.planted import EXACT, Reasoner, reasoner
 from cutaway.reasoning.embedding import load_embedder
 from cutaway.reasoning.rollouts import Report
+from cutaway.reasoning.source import TraceConfig, tree_key
 from cutaway.reasoning.thought_anchors.method import explain_answer, find_anchors
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.sampling import BranchTree, Cost, LocalEngine, Settings, Trace, split_tokens
-from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
+from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, study
 
 ROUNDING = 1e-6
 """Token probabilities come from fp32 logits, so a band can end this far from an exact 0, 1 or planted odds."""
 
 
-class ThoughtAnchorsConfig(StudyConfig):
-    prompt: str = Field(min_length=1)
-    """What the model is asked."""
-    model: str = "smollm2-135m-instruct"
-    """Catalogue name, Hugging Face id, local directory or GGUF file."""
-    outcome: str = "auto"
-    """number, letter[:A,B], choice:x,y, boxed, regex:PATTERN; auto reads it off the prompt."""
-    raw: bool = False
-    """Take the prompt as it is, without the chat template."""
-    temperature: float = 0.6
-    """Sampling temperature."""
-    top_p: float = 0.95
-    """Nucleus mass."""
-    max_tokens: int = Field(200, ge=8)
-    """Longest trace, in tokens."""
-    stop: str = ""
-    """A text at which a trace ends, such as a blank line in a list of worked examples; empty: the model decides."""
-    seed: int = Field(0, ge=0)
-    """Of the trace and of every rollout."""
+class ThoughtAnchorsConfig(TraceConfig):
     tokens: int | None = Field(None, ge=1)
     """Budget in decoded tokens; default: a fifth of what the uniform estimator would cost."""
     minutes: float | None = Field(None, gt=0)
@@ -49,10 +30,6 @@ class ThoughtAnchorsConfig(StudyConfig):
     """Effects within +-delta count as none."""
     fdr: float = Field(0.05, gt=0, lt=1)
     """False-discovery rate of the certified anchors."""
-    dtype: str = "auto"
-    """Weights' precision: auto, float32 or bfloat16."""
-    embedder: str = "all-minilm-l6-v2"
-    """Sentence embedder that groups alternatives; empty: identical wordings only."""
 
 
 @study
@@ -66,16 +43,13 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
     def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
         """Sample a trace, find its anchors."""
         model = lab.model(config.model, config.dtype)
-        settings = Settings(
-            config.temperature, config.top_p, 0, config.max_tokens, (config.stop,) if config.stop else ()
-        )
         deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
-        with BranchTree.open(lab.tree_folder(tree_key(config, model)), model.fingerprint) as tree:
+        with BranchTree.open(lab.tree_folder(tree_key(model, config.prompt, config.raw)), model.fingerprint) as tree:
             anchors = explain_answer(
                 model,
                 config.prompt,
                 config.outcome,
-                settings=settings,
+                settings=config.settings(),
                 raw=config.raw,
                 seed=config.seed,
                 # A time limit alone may spend as many tokens as it likes.
@@ -168,11 +142,6 @@ def planted_run(planted: Reasoner, seed: int, **options: object) -> tuple[Anchor
         **options,  # type: ignore[arg-type]
     )
     return anchors, truth
-
-
-def tree_key(config: ThoughtAnchorsConfig, model: Model) -> str:
-    """Name of the branch tree of one prompt under one model."""
-    return hashlib.sha256(repr((model.fingerprint, config.prompt, config.raw)).encode()).hexdigest()[:24]
 
 
 def reporter(lab: Lab) -> Report:

@@ -1,0 +1,87 @@
+"""Where a trace comes from: one question put to one model, the same for every study of this room.
+
+Studies that are given the same question, weights, sampling and seed examine the same trace and share one branch tree.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from cutaway.errors import CutawayError, UsageError
+from cutaway.model import Model
+from cutaway.sampling import BranchTree, Engine, Request, Settings, Trace, make_trace, sample
+from cutaway.study import StudyConfig
+
+
+class TraceConfig(StudyConfig):
+    """The settings that decide which trace is examined."""
+
+    prompt: str = Field(min_length=1)
+    """What the model is asked."""
+    model: str = "smollm2-135m-instruct"
+    """Catalogue name, Hugging Face id, local directory or GGUF file."""
+    outcome: str = "auto"
+    """number, letter[:A,B], choice:x,y, boxed, regex:PATTERN; auto reads it off the prompt."""
+    raw: bool = False
+    """Take the prompt as it is, without the chat template."""
+    temperature: float = 0.6
+    """Sampling temperature."""
+    top_p: float = 0.95
+    """Nucleus mass."""
+    max_tokens: int = Field(200, ge=8)
+    """Longest trace, in tokens."""
+    stop: str = ""
+    """A text at which a trace ends, such as a blank line in a list of worked examples; empty: the model decides."""
+    seed: int = Field(0, ge=0)
+    """Of the trace and of every rollout."""
+    dtype: str = "auto"
+    """Weights' precision: auto, float32 or bfloat16."""
+    embedder: str = "all-minilm-l6-v2"
+    """Sentence embedder that says which sentences mean the same; empty: identical wordings only."""
+
+    def settings(self) -> Settings:
+        """How tokens are drawn."""
+        return Settings(self.temperature, self.top_p, 0, self.max_tokens, (self.stop,) if self.stop else ())
+
+
+def prompt_ids(model: Model, prompt: str, raw: bool = False) -> tuple[int, ...]:
+    """The question as token ids, in the chat template unless ``raw``. UsageError when it is empty."""
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; ask the model something")
+    return tuple(model.encode(prompt, special=True) if raw else model.chat_ids(prompt))
+
+
+def tree_key(model: Model, prompt: str, raw: bool = False) -> str:
+    """Name of the branch tree of one question under one model."""
+    return hashlib.sha256(repr((model.fingerprint, prompt, raw)).encode()).hexdigest()[:24]
+
+
+def sample_trace(
+    engine: Engine,
+    prompt: Sequence[int],
+    outcome: Callable[[str], str | None],
+    decode: Callable[[Sequence[int]], str],
+    settings: Settings,
+    seed: int = 0,
+    tries: int = 12,
+    tree: BranchTree | None = None,
+) -> Trace:
+    """The first of up to ``tries`` sampled continuations that ends by itself and has an answer.
+
+    CutawayError when none does, with the end of one of them.
+    """
+    last = ""
+    for first in range(0, tries, 4):
+        seeds = tuple(seed * 1000 + k for k in range(first, min(first + 4, tries)))
+        requests = [Request(tuple(prompt), seeds, settings)]
+        stream = sample(tree, engine, requests) if tree is not None else engine.stream(requests)
+        found = {rollout.seed: rollout for _, rollout in stream}
+        for each in (found[s] for s in seeds):
+            last = decode(each.ids)
+            if each.finish == "stop" and outcome(last) is not None:
+                return make_trace(prompt, each, settings, decode)
+    raise CutawayError(
+        f"no answer in {tries} sampled traces (max_tokens={settings.max_tokens}); ask for the answer in the "
+        f"prompt, choose another outcome or raise max_tokens. One trace ended: {last[-80:]!r}"
+    )
