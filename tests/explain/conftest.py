@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cutaway.reasoning.thought_anchors.result import AnchorMap
-from cutaway.reasoning.view import Alternative
+from cutaway.reasoning.view import CATEGORIES, Alternative, Links, TraceView, Track
 
 STORY = (
     "Okay, the question is what Mia should take along this morning. ",
@@ -117,6 +117,145 @@ MAPS: dict[str, Callable[[], AnchorMap]] = {
     ),
 }
 
+KINDS = (
+    ("problem_setup", "We need the number of positive divisors of 2024 that are not multiples of 4. "),
+    ("plan_generation", "Let me factor 2024 first, and then count the divisors whose power of two is at most one. "),
+    ("fact_retrieval", "A number with prime exponents a, b and c has (a+1)(b+1)(c+1) divisors.\n\n"),
+    ("active_computation", "2024 / 8 = 253, and 253 = 11 * 23, so 2024 = 2^3 * 11 * 23. "),
+    ("active_computation", "The exponent of two may be 0 or 1, which leaves 2 * 2 * 2 = 8 choices in all. "),
+    ("uncertainty_management", "Wait, is 253 really 11 times 23? "),
+    ("self_checking", "11 * 23 = 253, yes. "),
+    ("result_consolidation", "So there are eight of them, and the other eight are multiples of 4. "),
+)
+DIVISORS = ("8", "16", "12", "(none)")
+
+
+def build_view(n: int, *, seed: int = 0, **changes: object) -> TraceView:
+    """A trace of ``n`` sentences: curve with band, six tracks with gaps, two link sets, alternatives."""
+    rng = np.random.default_rng(seed)
+    plans = [i for i in range(n) if i % 8 == 1]
+    jumps = [i for i in (1, n // 3, 2 * n // 3) if i < n]
+    change = rng.normal(0, 0.008, n)
+    for i, size in zip(jumps, (0.24, 0.38, -0.16), strict=False):
+        change[i] = size
+    value = np.clip(0.22 + np.concatenate([[0], np.cumsum(change)]), 0.03, 0.985)
+    half = 0.03 + 0.1 * np.sqrt(value * (1 - value))
+    change = np.diff(value)
+    spread = rng.uniform(0.02, 0.06, n)
+    kl = rng.gamma(0.5, 0.12, n) + np.isin(range(n), plans) * rng.gamma(2, 0.25, n)
+    kl = [None if i % 11 == 7 else float(x) for i, x in enumerate(kl)]
+    receiver, resilience = rng.gamma(1.2, 0.02, n), rng.beta(2, 3, n)
+    fields: dict[str, object] = {
+        "title": "How many divisors of 2024 are not multiples of 4?",
+        "prompt": "How many positive divisors of 2024 are not multiples of 4? Reason step by step and box the answer.",
+        "sentences": tuple(KINDS[i % 8][1] for i in range(n)),
+        "answer": "8",
+        "curve": Track(
+            "P(8)",
+            "Probability of the answer 8 when the model writes on afresh from each point.",
+            tuple(value.tolist()),
+            tuple(np.clip(value - half, 0, 1).tolist()),
+            tuple(np.clip(value + half, 0, 1).tolist()),
+        ),
+        "categories": tuple(
+            "final_answer_emission" if i == n - 1 else "unknown" if i % 29 == 28 else KINDS[i % 8][0] for i in range(n)
+        ),
+        "tracks": (
+            Track(
+                "counterfactual importance",
+                "KL between the answers after a sentence of another meaning and after this one.",
+                tuple(kl),
+                tuple(None if x is None else 0.7 * x for x in kl),
+                tuple(None if x is None else 1.25 * x + 0.03 for x in kl),
+                unit="nats",
+                undefined=tuple("only 4 of 100 rollouts say something else" if x is None else "" for x in kl),
+                study="thought-anchors",
+            ),
+            Track(
+                "accuracy change",
+                "Share of right answers with the sentence minus without it.",
+                tuple(change.tolist()),
+                tuple((change - spread).tolist()),
+                tuple((change + spread).tolist()),
+                study="thought-anchors",
+            ),
+            Track(
+                "receiver attention",
+                "Mean attention that later sentences pay to this one in the receiver heads.",
+                tuple(None if i >= n - 4 else float(x) for i, x in enumerate(receiver)),
+                undefined=tuple("no sentence lies 4 or more after it" if i >= n - 4 else "" for i in range(n)),
+                study="receiver-heads",
+            ),
+            Track(
+                "suppression effect",
+                "Mean log KL that hiding this sentence makes in later ones.",
+                tuple(rng.normal(0.1, 0.5, n).tolist()),
+                unit="log nats",
+                study="attention-suppression",
+            ),
+            Track(
+                "resilience",
+                "Share of continuations that return to the same statement after it is taken out.",
+                tuple(resilience.tolist()),
+                tuple((resilience * 0.8).tolist()),
+                tuple((1 - (1 - resilience) * 0.8).tolist()),
+                study="resilience",
+            ),
+            Track(
+                "monitor score",
+                "How strongly a probe reads the final answer at the end of the sentence.",
+                tuple(np.linspace(0.1, 0.95, n).tolist()),
+                study="monitorability",
+            ),
+        ),
+        "links": (_links("causal links", n, rng, signed=False), _links("suppression", n, rng, signed=True)),
+        "alternatives": tuple(
+            () if i % 9 == 5 else _alternatives(DIVISORS, float(rng.uniform(0.2, 0.9)), rng) for i in range(n)
+        ),
+        "marked": tuple(jumps),
+        "meta": {"model": "a-14b-model", "source": "synthetic", "weights sha256": "9f8a".ljust(64, "c")},
+    }
+    return TraceView(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def _links(name: str, n: int, rng: np.random.Generator, *, signed: bool) -> Links:
+    """Up to 20 links from every sentence to later ones; plans reach furthest."""
+    found = []
+    for s in range(n - 1):
+        targets = rng.choice(np.arange(s + 1, n), size=min(20, n - 1 - s), replace=False)
+        for t in sorted(targets.tolist()):
+            strength = float(rng.gamma(0.6, 0.05) * (3 if s % 8 == 1 else 1) / (1 + (t - s) / 40))
+            found.append((s, t, -strength if signed and rng.random() < 0.3 else strength))
+    return Links(name, f"What {name} says about two sentences.", tuple(found), study="thought-anchors")
+
+
+def bare_view() -> TraceView:
+    """A trace of which nothing but its text is known."""
+    return TraceView("Only text", "Why?", ("Because. ", "So be it."), "so")
+
+
+VIEWS: dict[str, Callable[[], TraceView]] = {
+    "short": lambda: build_view(24),
+    "long": lambda: build_view(250),
+    "one sentence": lambda: build_view(1, links=()),
+    "bare": bare_view,
+    "no curve": lambda: build_view(24, curve=None, marked=()),
+    "no categories": lambda: build_view(24, categories=None),
+    "gaps": lambda: build_view(
+        24,
+        curve=Track(
+            "P(8)",
+            "With gaps.",
+            tuple(None if b in (0, 7, 9, 24) else 0.5 for b in range(25)),
+            undefined=tuple("no rollout was finished" if b in (0, 7, 9, 24) else "" for b in range(25)),
+        ),
+    ),
+    "all undefined": lambda: build_view(
+        6, curve=None, marked=(), tracks=(Track("nothing", "Unknown.", (None,) * 6, undefined=("not run",) * 6),)
+    ),
+    "every category": lambda: build_view(9, categories=CATEGORIES),
+}
+
 META = {
     "model": "smollm2-135m-instruct",
     "settings": "temperature 0.6, top-p 0.95, at most 256 tokens, seed 0",
@@ -135,3 +274,9 @@ def make() -> Callable[[str], AnchorMap]:
 @pytest.fixture
 def meta() -> dict[str, str]:
     return dict(META)
+
+
+@pytest.fixture
+def make_view() -> Callable[[str], TraceView]:
+    """Return the synthetic view of a name."""
+    return lambda name: VIEWS[name]()

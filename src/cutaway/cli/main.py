@@ -189,11 +189,10 @@ def report(
     ledger: LedgerUrl = None,
 ) -> None:
     """Write the HTML page of a stored run."""
-    from cutaway.explain import anchors_of, report_of
+    from cutaway.explain import report_of_run
 
     with _ledger(ledger) as book:
-        found = book.run(run)
-        _write(out, report_of(found, anchors_of(book, found)))
+        _write(out, report_of_run(book, book.run(run)))
     typer.echo(f"wrote {out}")
 
 

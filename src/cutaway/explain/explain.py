@@ -7,12 +7,17 @@ from its branch tree.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cutaway.charts import charts_from_json
+from cutaway.errors import UsageError
 from cutaway.explain.report import report_html
+from cutaway.explain.run_page import calibration_page, rates_of, run_page
 from cutaway.ledger import Ledger, RunRecord, record
 from cutaway.ledger.provenance import code_hash
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.reasoning.thought_anchors.study import ThoughtAnchorsConfig
+from cutaway.reasoning.view import TraceView
 from cutaway.study import Lab, get_study
 
 STUDY = "thought-anchors"
@@ -45,8 +50,11 @@ def anchors_of(ledger: Ledger, run: RunRecord) -> AnchorMap:
     return AnchorMap.from_dict(json.loads(ledger.artifact(run.id, "anchors.json")))
 
 
-def report_of(run: RunRecord, anchors: AnchorMap) -> str:
-    """The run's report page. Local paths stay at home: a model is named by its last path component and its hash."""
+def report_of(run: RunRecord, anchors: AnchorMap, view: TraceView | None = None) -> str:
+    """The report page of a run with an anchor map, and of a stored view of its trace.
+
+    Local paths stay at home: a model is named by its last path component and its hash.
+    """
     config = run.config
     sampling = f"temperature {config['temperature']:g}, top-p {config['top_p']:g}, seed {config['seed']}"
     meta = {
@@ -58,4 +66,26 @@ def report_of(run: RunRecord, anchors: AnchorMap) -> str:
         "code": run.code,
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
     }
-    return report_html(anchors, title="Why this answer?", meta=meta)
+    return report_html(anchors, title="Why this answer?", meta=meta, view=view)
+
+
+def report_of_run(ledger: Ledger, run: RunRecord) -> str:
+    """The page of any stored run: the report of an explained answer, rates of a calibration, else `run_page`.
+
+    Raises `UsageError` when the run stored nothing that a page could show.
+    """
+    stored = {each.name for each in ledger.artifacts(run.id)}
+
+    def read(name: str) -> Any:
+        return json.loads(ledger.artifact(run.id, name)) if name in stored else None
+
+    view = TraceView.from_dict(read("view.json")) if "view.json" in stored else None
+    if run.study == STUDY and "anchors.json" in stored:
+        return report_of(run, anchors_of(ledger, run), view)
+    if "calibration.json" in stored:
+        return calibration_page(run, rates_of(read("calibration.json")))
+    findings = ledger.findings(run.id)
+    charts = charts_from_json(ledger.artifact(run.id, "charts.json")) if "charts.json" in stored else ()
+    if not findings and not charts and view is None:
+        raise UsageError(f"run {run.id} ({run.study}) stored no findings, charts or trace; there is nothing to show")
+    return run_page(run, findings, charts, view)

@@ -1,25 +1,21 @@
 """One answer, opened, on one page: an `AnchorMap` as a self-contained HTML report.
 
-The page asks nothing of the network and runs under a content security policy that allows only its own style
-and script, each named by hash. Whatever a model or a user wrote is data: Jinja escapes it, or it travels as
-JSON and reaches the page as text nodes. `conclude` says the result in words; the script draws the rest.
+`conclude` says the result in words; the script draws the rest. What other methods say about the same trace joins
+it as a `TraceView`.
 """
 
-import base64
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from cutaway.errors import UsageError
+from cutaway.explain.page import VIEWER_SCRIPTS, VIEWER_STYLES, embedded, probability, render, signed
+from cutaway.explain.views import viewer_data
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, AnchorMap
+from cutaway.reasoning.view import TraceView
 
 SCRIPTS = ("core.js", "figure.js", "trace.js")
 HIGH_TRUNCATED = 0.10
@@ -40,36 +36,31 @@ class Conclusion:
     """Index of the sentence the headline speaks of; None when none was certified."""
 
 
-def report_html(anchors: AnchorMap, *, title: str, meta: Mapping[str, str]) -> str:
+def report_html(anchors: AnchorMap, *, title: str, meta: Mapping[str, str], view: TraceView | None = None) -> str:
     """Return the whole report as one HTML document.
 
     ``meta`` is shown as given, in its order, as the report's provenance; its ``model`` and ``settings`` also
-    stand in the header. Raises `UsageError` when the trace has no sentence.
+    stand in the header. A ``view`` of the same trace with tracks or links adds the section that lines them up.
+    Raises `UsageError` when the trace has no sentence, or the view shows another one.
     """
     if not anchors.sentences:
         raise UsageError("sentences=(): the trace is empty; sample a new one to report on")
-    templates = files("cutaway.explain") / "templates"
-    style = (templates / "report.css").read_text(encoding="utf-8")
-    script = "".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    environment = Environment(
-        loader=PackageLoader("cutaway.explain"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["prob"] = probability
-    environment.filters["signed"] = signed
-    html = environment.get_template("report.html.j2").render(
+    if view is not None and view.sentences != anchors.sentences:
+        raise UsageError(f"view {view.title!r} shows another trace than the anchors; build it with anchors_view")
+    if view is not None and not (view.tracks or view.links):
+        view = None
+    return render(
+        "report.html.j2",
+        scripts=[SCRIPTS] if view is None else [SCRIPTS, VIEWER_SCRIPTS],
+        styles=("report.css",) if view is None else VIEWER_STYLES,
         map=anchors,
         title=title,
         meta=dict(meta),
         conclusion=conclude(anchors),
-        data=_embedded({"title": title, "meta": dict(meta), "anchors": _plain(anchors)}),
-        style=Markup(style),  # our own file
-        script=Markup(script),  # our own files
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
+        data=embedded({"title": title, "meta": dict(meta), "anchors": _plain(anchors)}),
+        view=view,
+        view_data="" if view is None else embedded(viewer_data(view)),
     )
-    # A decoded token can leave half a surrogate pair, which no file could hold.
-    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def conclude(anchors: AnchorMap) -> Conclusion:
@@ -81,25 +72,6 @@ def conclude(anchors: AnchorMap) -> Conclusion:
         cautions=_cautions(anchors),
         sentence=certified[0] if certified else None,
     )
-
-
-def probability(value: float) -> str:
-    """Two decimals that never round a possible event to certain or impossible.
-
-    >>> probability(0.425), probability(0.9991), probability(1.0)
-    ('0.42', '>0.99', '1.00')
-    """
-    if 0 < value < 0.01:
-        return "<0.01"
-    if 0.99 < value < 1:
-        return ">0.99"
-    return f"{value:.2f}"
-
-
-def signed(value: float) -> str:
-    """A change with its sign: ``+0.49``, ``−0.10``, and ``0.00`` without one."""
-    size = f"{abs(value):.2f}"
-    return size if size == "0.00" else ("−" if value < 0 else "+") + size
 
 
 def _headline(anchors: AnchorMap) -> str:
@@ -202,13 +174,3 @@ def _json_value(value: Any) -> Any:
             return value
         case _:
             return {f.name: _json_value(getattr(value, f.name)) for f in fields(value)}
-
-
-def _embedded(payload: object) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
-
-
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -41,26 +41,11 @@ function buildRow(i) {
   return row;
 }
 
-function answerBar(answers) {
-  const ordered = Object.entries(answers).filter(([, p]) => p > 0).sort((a, b) => b[1] - a[1]);
-  let x = 0;
-  const parts = ordered.map(([answer, p]) => {
-    const part = svg("rect", { class: `fill ${colourOf(answer)}`, x, y: 0, width: Math.max(0, 100 * p - 0.6), height: 8 });
-    x += 100 * p;
-    return part;
-  });
-  const words = ordered.slice(0, 4).map(([answer, p]) =>
-    node("span", { class: colourOf(answer) }, node("i", { class: "dot" }), `${clip(answerName(answer), 24)} ${Math.round(100 * p)}%`));
-  if (ordered.length > 4) words.push(node("span", {}, `${ordered.length - 4} more`));
-  return node("div", { class: "leads" },
-    svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, ...parts), node("div", { class: "words" }, ...words));
-}
-
 function alternativeRow(share, detail, text, answers, kind) {
   return node("tr", { class: kind },
     node("td", { class: "share" }, probability(share), node("span", { class: "soft" }, detail)),
     node("td", { class: "said", dir: "auto" }, text),
-    node("td", {}, answerBar(answers)));
+    node("td", {}, shareBar(answers, colourOf)));
 }
 
 function alternativesTable(i) {
@@ -136,28 +121,11 @@ function rowKey(event) {
   event.preventDefault();
 }
 
-function csvCell(value) {
-  const text = value === null ? "" : String(value);
-  // A spreadsheet would run a cell of text that starts like a formula.
-  const safe = typeof value === "string" && /^[\s]*[=+\-@]/.test(text) ? `'${text}` : text;
-  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-}
-
 function csv() {
   const per = (name) => map.answers.map((answer) => `${name}[${answer}]`);
   const head = ["sentence", "text", "token_start", "token_end", "status", "effect", "effect_low", "effect_high", "log_e", "stay", "draws", ...per("p_before"), ...per("p_after"), ...per("p_after_low"), ...per("p_after_high")];
   const lines = map.sentences.map((text, i) => [i + 1, text, ...map.spans[i], map.status[i], map.effect[i], map.effect_low[i], map.effect_high[i], map.log_e[i], map.stay[i], map.draws[i], ...map.curve[i], ...map.curve[i + 1], ...map.low[i + 1], ...map.high[i + 1]]);
   return [head, ...lines].map((line) => line.map(csvCell).join(",")).join("\r\n") + "\r\n";
-}
-
-// The file is made when it is asked for, so that a large trace does not weigh on opening the page.
-function offer(id, name, type, content) {
-  document.getElementById(id).addEventListener("click", (event) => {
-    event.preventDefault();
-    const url = URL.createObjectURL(new Blob([content()], { type }));
-    node("a", { href: url, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 10000);
-  });
 }
 
 startFigure();
