@@ -12,7 +12,7 @@ from cutaway.errors import UsageError, nearest
 from cutaway.model import pattern
 from cutaway.model.edits import Positions, _positions
 from cutaway.model.families import Layout, module_input
-from cutaway.model.pattern import Ingredients, attention_pattern
+from cutaway.model.pattern import Ingredients, Meeting, attention_pattern, meeting
 from cutaway.model.sites import Site, expand
 
 if TYPE_CHECKING:
@@ -196,6 +196,36 @@ def capture(
         positions=torch.where(real, gather(absolute, columns), -1),
         names={name: str(found[0]) for name, found in named.items() if len(found) == 1},
     )
+
+
+def stream_attention(
+    layout: Layout,
+    batch: "Batch",
+    layers: Sequence[int],
+    visit: Callable[[int, Meeting], None],
+    positions: Positions = None,
+) -> None:
+    """Run the model once and show ``visit`` each of ``layers``' queries and keys; none is kept after its turn.
+
+    ``positions`` picks the queries, as in `Model.capture`. The forward ends before the last layer's attention.
+    """
+    columns, _, _ = select(positions, batch.mask)
+    recorder = _Recorder(layout, [Site("pattern", layer) for layer in layers], columns, to_end=False)
+
+    def show(layer: int) -> None:
+        visit(layer, meeting(layout, layer, recorder.patterns.pop(layer), columns))
+
+    handles = recorder.install()
+    for layer in layers:
+        handles.append(layout.attn(layer).register_forward_hook(lambda *_, layer=layer: show(layer)))
+    try:
+        layout.hf(**batch.forward_kwargs(), use_cache=False)
+    except _Stop:
+        for layer in list(recorder.patterns):
+            show(layer)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def select(
