@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from cutaway.errors import CutawayError
 from cutaway.model import (
     Add,
+    AttentionBias,
     AttentionMask,
     Edit,
     Mask,
@@ -33,6 +34,7 @@ def some() -> list[Edit]:
         Scale("neurons.0", torch.randn(48), positions="last"),
         Mask("z.0", [1, 3]),
         AttentionMask(layer=1, queries=slice(3, None), keys=[0, 1], heads=2),
+        AttentionBias(0.7, layer="*", queries="last", keys=slice(1, 3)),
         Patch("resid_mid.2", torch.randn(1, 4, 32)),
     ]
 

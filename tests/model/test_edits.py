@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.model import (
     Add,
+    AttentionBias,
     AttentionMask,
     Batch,
     Edit,
@@ -257,6 +259,48 @@ def test_projection_algebra(k: int, copies: int, seed: int) -> None:
     torch.testing.assert_close(basis @ basis.T, torch.eye(k, dtype=torch.float64))
     wide = directions.double()
     torch.testing.assert_close(basis.T @ basis, torch.linalg.pinv(wide) @ wide, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_attention_bias_multiplies_the_odds_of_its_keys(
+    family: str, attn: str, make: Make, rows: list[list[int]]
+) -> None:
+    """Keys 1 and 2 get e**bias times their weight from query 3, in heads 1 and 2 only; values follow the pattern."""
+    model = make(family, attn)
+    batch = model.batch(rows)
+    free = model.capture(batch, "pattern.1")["pattern.1"]
+    wanted = free.clone()
+    wanted[:, 1:3, 3, 1:3] *= np.exp(1.5)
+    wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1e-30)
+    with model.edited(AttentionBias(1.5, layer=1, queries=3, keys=[1, 2], heads=[1, 2])):
+        found = model.capture(batch, ["pattern.1", "v.1", "z.1"])
+    real = batch.mask[:, None, :, None]
+    torch.testing.assert_close(found["pattern.1"] * real, wanted * real, atol=1e-6, rtol=1e-5)
+    v = found["v.1"].repeat_interleave(model.n_heads // model.n_kv_heads, dim=2)
+    z = torch.einsum("bhqk,bkhd->bqhd", found["pattern.1"], v)
+    torch.testing.assert_close(found["z.1"][batch.mask], z[batch.mask], atol=1e-5, rtol=1e-4)
+
+
+def test_attention_bias_meets_padding_masks_and_its_opposite(model: Model, rows: list[list[int]]) -> None:
+    batch = model.batch(rows)
+    left = Batch(batch.ids.flip(1), batch.mask.flip(1))
+    wide = left.ids.clone()
+    for i, row in enumerate(rows):
+        wide[i, -len(row) :] = torch.tensor(row)
+    left = Batch(wide, left.mask)
+    plain = model.logits(batch)[batch.mask]
+    bias = AttentionBias(0.8, queries="last", keys=slice(1, 3))
+    hidden = AttentionMask(queries="last", keys=2)
+    with model.edited(bias, hidden):
+        right_side = [model.logits(batch)[i, len(row) - 1] for i, row in enumerate(rows)]
+        left_side = model.logits(left)[:, -1]
+    torch.testing.assert_close(left_side, torch.stack(right_side), atol=1e-4, rtol=1e-4)
+    with model.edited(bias, hidden):
+        assert float(model.capture(rows[2:], "pattern.2", "last")["pattern.2"][0, :, 0, 2].max()) == 0
+    with model.edited(bias, AttentionBias(-0.8, queries="last", keys=slice(1, 3))):
+        torch.testing.assert_close(model.logits(batch)[batch.mask], plain, atol=1e-5, rtol=1e-5)
+    with pytest.raises(EditError, match="changed nothing"), model.edited(AttentionBias(1.0, queries=0, keys=3)):
+        model.logits(batch)
 
 
 def test_idle_edits_are_errors(llama: Model, rows: list[list[int]]) -> None:

@@ -4,6 +4,7 @@ from cutaway.model.capture import Activations
 from cutaway.model.catalogue import Entry, catalogue
 from cutaway.model.edits import (
     Add,
+    AttentionBias,
     AttentionMask,
     Edit,
     EditError,
@@ -25,6 +26,7 @@ from cutaway.model.sites import Site, parse
 __all__ = [
     "Activations",
     "Add",
+    "AttentionBias",
     "AttentionMask",
     "Batch",
     "Edit",

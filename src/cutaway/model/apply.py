@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.errors import UsageError
-from cutaway.model.attention_mask import check_mask, hide
+from cutaway.model.attention_mask import check_mask, hide, lean
 from cutaway.model.edits import (
     Add,
+    AttentionBias,
     AttentionMask,
     Edit,
     EditError,
@@ -117,13 +118,13 @@ def edited(layout: Layout, edits: Sequence[Edit]) -> Iterator[None]:
 
 def _plan(layout: Layout, run: _Running, plans: dict[tuple[nn.Module, str], list[Change]], handles: list[Any]) -> None:
     for site in parse(run.edit.site, layout):
-        if isinstance(run.edit, AttentionMask):
+        if isinstance(run.edit, AttentionMask | AttentionBias):
             handles.append(_hook_mask(layout, run, run.edit, site))
             continue
         if site.kind == "pattern":
             raise UsageError(
                 f"{type(run.edit).__name__} at {str(site)!r}: attention weights are never formed by the fused"
-                " kernel, so they cannot be edited; use AttentionMask, or edit q, k or z"
+                " kernel, so they cannot be edited; use AttentionMask or AttentionBias, or edit q, k or z"
             )
         dims = layout.dims(site.kind)
         dims = dims[1:] if site.head is not None else dims
@@ -188,21 +189,22 @@ def _hook(module: nn.Module, side: str, changes: Sequence[Change]) -> Any:
     return module.register_forward_hook(after, with_kwargs=True)
 
 
-def _hook_mask(layout: Layout, run: _Running, edit: AttentionMask, site: Site) -> Any:
+def _hook_mask(layout: Layout, run: _Running, edit: AttentionMask | AttentionBias, site: Site) -> Any:
     assert site.layer is not None
     layer = site.layer
     check_mask(edit, layout)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run.reached = True
-        mask, changed = hide(
-            edit,
-            layout,
-            layer,
-            where=run.locator.where(),
-            old=kwargs.get("attention_mask"),
-            hidden=module_input(args, kwargs),
-        )
+        here: dict[str, Any] = {
+            "where": run.locator.where(),
+            "old": kwargs.get("attention_mask"),
+            "hidden": module_input(args, kwargs),
+        }
+        if isinstance(edit, AttentionBias):
+            mask, changed = lean(edit, layout, layer, **here)
+        else:
+            mask, changed = hide(edit, layout, layer, **here)
         run.changed = run.changed or changed
         return args, {**kwargs, "attention_mask": mask}
 

@@ -192,8 +192,29 @@ class AttentionMask(Edit):
         return f"pattern.{self.layer}"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionBias(Edit):
+    """Add ``bias`` to the attention logits of ``keys`` as seen from ``queries``, in ``heads`` (None: all) of ``layer``.
+
+    ``log(c)`` gives those keys ``c`` times the weight they had against the others. What is masked stays masked.
+    """
+
+    bias: float
+    layer: int | str = "*"
+    queries: Positions = None
+    keys: Positions = None
+    heads: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        self._freeze(queries=_positions(self.queries), keys=_positions(self.keys), heads=_ints("heads", self.heads))
+
+    @property
+    def site(self) -> str:  # type: ignore[override]
+        return f"pattern.{self.layer}"
+
+
 EDITS: dict[str, type[Edit]] = {
-    kind.__name__: kind for kind in (Add, Project, Replace, Scale, Mask, AttentionMask, Patch)
+    kind.__name__: kind for kind in (Add, Project, Replace, Scale, Mask, AttentionMask, AttentionBias, Patch)
 }
 
 
