@@ -1,5 +1,7 @@
 """The planted receiver model against its own truth: what the heads read, what the steps say, and the null."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -7,7 +9,12 @@ from cutaway.errors import UsageError
 from cutaway.planted.receiver import PLANS, TURNS, receiver
 
 
-@torch.no_grad()
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
 @pytest.mark.parametrize("null", [False, True])
 def test_steps_turn_as_the_plan_says(null: bool) -> None:
     planted = receiver(null=null)
@@ -62,7 +69,6 @@ def test_a_trace_is_text_of_the_tokenizer_with_one_plan() -> None:
     assert seen == {1, 2, 3}
 
 
-@torch.no_grad()
 def test_the_model_continues_a_trace_in_its_own_words() -> None:
     planted = receiver()
     trace = planted.trace(1)
