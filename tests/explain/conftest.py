@@ -1,10 +1,16 @@
-"""Anchor maps as a run would give them: synthetic numbers, consistent with each other."""
+"""Anchor maps and trace views as runs would give them: synthetic numbers, consistent with each other; a browser."""
 
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # let the tests import their helpers by name
 
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.reasoning.view import CATEGORIES, Alternative, Links, TraceView, Track
@@ -134,7 +140,7 @@ def build_view(n: int, *, seed: int = 0, **changes: object) -> TraceView:
     """A trace of ``n`` sentences: curve with band, six tracks with gaps, two link sets, alternatives."""
     rng = np.random.default_rng(seed)
     plans = [i for i in range(n) if i % 8 == 1]
-    jumps = [i for i in (1, n // 3, 2 * n // 3) if i < n]
+    jumps = sorted({i for i in (1, n // 3, 2 * n // 3) if i < n})
     change = rng.normal(0, 0.008, n)
     for i, size in zip(jumps, (0.24, 0.38, -0.16), strict=False):
         change[i] = size
@@ -280,3 +286,41 @@ def meta() -> dict[str, str]:
 def make_view() -> Callable[[str], TraceView]:
     """Return the synthetic view of a name."""
     return lambda name: VIEWS[name]()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium without a network."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Open a page; at the end nothing may have been logged, raised or asked of the network."""
+    contexts, trouble = [], []
+
+    def opened(html: str, **options: object) -> Any:
+        path = tmp_path / "page.html"
+        path.write_text(html, encoding="utf-8")
+        context = browser.new_context(offline=True, **{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url))
+        page.goto(path.as_uri())
+        trouble.remove(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [entry for entry in trouble if entry != "data:,"] == []

@@ -1,48 +1,21 @@
 """The report's words, data and safety, without a browser."""
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_reader import HOSTILE, Page, check_sealed
 
 from cutaway.errors import UsageError
-from cutaway.explain.report import conclude, probability, report_html, signed
+from cutaway.explain.page import number, probability, signed
+from cutaway.explain.report import conclude, report_html
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.reasoning.view import Alternative
 
 Make = Callable[[str], AnchorMap]
-HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028&lt;{{ 7*7 }}\"'>"
-
-
-class Page(HTMLParser):
-    """Every element with its attributes, and what scripts and styles hold."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.raw: dict[str, str] = {}
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.elements.append(("", {}))
-
-    def handle_data(self, data: str) -> None:
-        tag, attributes = self.elements[-1] if self.elements else ("", {})
-        if tag in ("script", "style"):
-            key = str(attributes.get("id") or tag)
-            self.raw[key] = self.raw.get(key, "") + data
-        else:
-            self.text += data
 
 
 def page_of(anchors: AnchorMap, **meta: str) -> Page:
@@ -87,23 +60,8 @@ def test_hostile_text_stays_text(make: Make) -> None:
     assert "49" not in page.text.split("Prompt")[1].split("Answer")[0]
 
 
-def test_the_policy_names_the_style_and_the_script_and_nothing_else(make: Make) -> None:
-    page = page_of(make("decided"))
-    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None
-    allowed = dict(part.strip().split(" ", 1) for part in policy.split(";"))
-    assert allowed["default-src"] == "'none'"
-    for tag in ("script", "style"):
-        digest = base64.b64encode(hashlib.sha256(page.raw[tag].encode()).digest()).decode()
-        assert allowed[f"{tag}-src"] == f"'sha256-{digest}'"
-
-
-def test_nothing_points_outside_the_file(make: Make, meta: dict[str, str]) -> None:
-    page = page_of(make("decided"), **meta)
-    links = [v for _, a in page.elements for k, v in a.items() if k in ("href", "src", "action", "srcset")]
-    assert all(re.match(r"#|data:,$", str(link)) for link in links)
-    assert "url(" not in page.raw["style"]
-    assert "@import" not in page.raw["style"]
+def test_the_page_is_sealed(make: Make, meta: dict[str, str]) -> None:
+    check_sealed(page_of(make("decided"), **meta))
 
 
 @pytest.mark.parametrize(
@@ -174,3 +132,4 @@ def test_numbers_as_text() -> None:
         "1.00",
     ]
     assert [signed(x) for x in (0.491, -0.1, -0.001, 0.0)] == ["+0.49", "−0.10", "0.00", "0.00"]
+    assert [number(x) for x in (0.0, -0.0001, 1234.6, 12.345, -5000.0)] == ["0", "−0.0001", "1,235", "12.3", "−5,000"]
