@@ -179,7 +179,9 @@ def _who_says(
 def _match(
     wordings: Sequence[str], targets: Sequence[str], embed: Embed | None, least: float
 ) -> Bool[np.ndarray, "wording sentence"]:
-    if embed is None or not wordings:
+    if not wordings:
+        return np.zeros((0, len(targets)), dtype=bool)
+    if embed is None:
         return np.array([[wording == target for target in targets] for wording in wordings], dtype=bool)
     own = embed(targets)
     parts = [wordings[at : at + CHUNK] for at in range(0, len(wordings), CHUNK)]
