@@ -338,6 +338,22 @@ def test_no_width_needs_sideways_scrolling(open_page: Open, make_view: MakeView,
     assert inside, "a column runs out of the list"
 
 
+def test_what_is_measured_already_is_not_measured_twice(open_page: Open, make_view: MakeView) -> None:
+    view = make_view("short")
+    assert open_page(trace_page(view)).locator("#v-measure option").count() == 6, "accuracy change is the curve's own"
+    other = replace(view, tracks=view.tracks[2:])
+    names = open_page(trace_page(other)).locator("#v-measure option").all_inner_texts()
+    assert names == [*(track.name for track in other.tracks), "change of P(8)"]
+
+
+def test_replacements_without_answers_have_no_bar(open_page: Open, make_view: MakeView) -> None:
+    view = make_view("bare")
+    group = (Alternative("It may not be.", 2, 0.5, {}),)
+    page = open_page(trace_page(replace(view, alternatives=(group, ()))))
+    assert page.locator(".v-alternatives .said").all_inner_texts() == ["It may not be."]
+    assert page.locator(".v-alternatives .leads").count() == 0
+
+
 def test_print_shows_every_sentence_in_full(open_page: Open, make_view: MakeView) -> None:
     page = open_page(trace_page(make_view("short")))
     page.emulate_media(media="print")

@@ -117,9 +117,11 @@ def _shaded(heat: Heat, largest: float, place: tuple[float, float, float, float]
     for i, row in enumerate(heat.values):
         for j, x in enumerate(row):
             if x is not None and (shade := math.ceil(SHADES * abs(x) / largest)):
-                corner = f"M{left + wide * j:.1f},{top + tall * i:.1f}"
+                # Neighbours share their rounded edges, so that no gap shows between them.
+                x0, x1 = (f"{left + wide * edge:.1f}" for edge in (j, j + 1))
+                y0, y1 = (f"{top + tall * edge:.1f}" for edge in (i, i + 1))
                 key = (_side(x), round(shade / SHADES, 3))
-                paths.setdefault(key, []).append(f"{corner}h{wide:.1f}v{tall:.1f}h-{wide:.1f}")
+                paths.setdefault(key, []).append(f"M{x0},{y0}H{x1}V{y1}H{x0}")
     for (side, opacity), cells in sorted(paths.items()):
         yield element("path", {"class": side, "fill-opacity": opacity, "d": "".join(cells)})
 

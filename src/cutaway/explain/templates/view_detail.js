@@ -73,11 +73,16 @@ function treeSection(i) {
     node("p", { class: "fine" }, `The ${state.per === 1 ? "strongest link" : `strongest ${state.per} links`} each way${graph.unit ? `, in ${graph.unit}` : ""}, then theirs.${kept}`));
 }
 
+// Published replacements come without the answers they lead to; they get no bar.
+function answersOf(each) {
+  return Object.keys(each.answers).length ? [shareBar(each.answers, (answer) => answerColours.get(answer) ?? "c-rest")] : [];
+}
+
 function alternativesSection(i) {
   const { shown, total: all } = view.alternatives[i];
   const items = shown.map((each) => node("li", {},
     node("div", { class: "v-share" }, node("b", {}, probability(each.share)), node("span", { class: "soft" }, `${each.count} ${each.count === 1 ? "draw" : "draws"}`)),
-    node("div", {}, node("p", { class: "said", dir: "auto" }, each.text.trim() || "(blank)"), shareBar(each.answers, (answer) => answerColours.get(answer) ?? "c-rest"))));
+    node("div", {}, node("p", { class: "said", dir: "auto" }, each.text.trim() || "(blank)"), ...answersOf(each))));
   const rest = all - shown.length;
   return node("section", { class: "v-part v-alternatives" }, node("h3", {}, "The model could have said"),
     shown.length ? node("ul", {}, ...items) : node("p", { class: "soft" }, "No alternative is known here."),

@@ -2,6 +2,7 @@
 const viewer = element("viewer");
 const rowList = element("v-rows");
 const columnHead = element("v-cols");
+const LONGEST_NAME = 36;
 let rowItems = [];
 let columns = [];
 let columnWidth = 62;
@@ -32,11 +33,18 @@ function scaleEnds({ low, high }) {
   return -low > high ? [texts[0], ""] : ["", texts[1]];
 }
 
+// Long names keep both ends: measures of one method often differ in their last word only.
+function shorten(name) {
+  return name.length <= LONGEST_NAME ? name : `${name.slice(0, LONGEST_NAME - 13).trimEnd()}…${name.slice(-12)}`;
+}
+
 function drawHead() {
+  const letters = Math.min(LONGEST_NAME, Math.max(0, ...columns.map((m) => measures[m].name.length)));
+  viewer.style.setProperty("--head", `${Math.round(32 + 2.7 * letters)}px`);
   const cells = columns.map((m) => {
     const { name } = measures[m];
     const cell = node("button", { type: "button", class: "v-col", "aria-pressed": String(m === state.measure), title: `${name}: ${measures[m].track?.what ?? "after the sentence minus before it"}`, "aria-label": `Size by ${name}` },
-      node("span", { class: "v-name" }, clip(name, 26)), node("span", { class: "v-scale" }, ...scaleEnds(measures[m]).map((text) => node("span", {}, text))));
+      node("span", { class: "v-name" }, shorten(name)), node("span", { class: "v-scale" }, ...scaleEnds(measures[m]).map((text) => node("span", {}, text))));
     cell.addEventListener("click", () => setMeasure(m));
     return cell;
   });

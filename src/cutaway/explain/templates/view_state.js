@@ -4,9 +4,10 @@ const total = view.sentences.length;
 const marked = new Set(view.marked);
 const element = (id) => document.getElementById(id);
 const measures = view.tracks.map((track) => ({ name: track.name, values: track.value, track }));
-if (view.curve && !measures.some((each) => each.name === `change of ${view.curve.name}`)) {
-  const change = view.sentences.map((_, i) => difference(view.curve.value[i], view.curve.value[i + 1]));
-  measures.push({ name: `change of ${view.curve.name}`, values: change, track: null });
+if (view.curve) {
+  const steps = view.sentences.map((_, i) => difference(view.curve.value[i], view.curve.value[i + 1]));
+  const name = `change of ${view.curve.name}`;
+  if (!measures.some((each) => each.name === name || same(each.values, steps))) measures.push({ name, values: steps, track: null });
 }
 for (const each of measures) prepare(each);
 const graphs = view.links.map(adjacency);
@@ -14,6 +15,11 @@ const state = { chosen: null, measure: measures.length ? 0 : null, set: graphs.l
 
 function difference(before, after) {
   return before === null || after === null ? null : after - before;
+}
+
+function same(given, steps) {
+  const known = given.map((x, i) => [x, steps[i]]).filter(([x]) => x !== null);
+  return known.length > 0 && known.every(([x, step]) => step !== null && Math.abs(x - step) < 1e-3);
 }
 
 // The scale of a measure always holds zero; ends of intervals beyond the values widen it by half at most.
