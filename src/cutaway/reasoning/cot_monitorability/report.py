@@ -1,0 +1,200 @@
+"""What a run of the study says: findings with their controls, charts, and the page of one trace."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cutaway.charts import Chart, Series
+from cutaway.reasoning.cot_monitorability.data import Question
+from cutaway.reasoning.cot_monitorability.gate import Gate
+from cutaway.reasoning.cot_monitorability.method import (
+    Monitorability,
+    Sample,
+    as_suite,
+    select_problems,
+    total_effect,
+)
+from cutaway.reasoning.cot_monitorability.monitors import ACTION, BOTH, CHAIN, Monitor, Scope, monitor_track
+from cutaway.reasoning.cot_monitorability.properties import Relevance, legible
+from cutaway.reasoning.cot_monitorability.stress import Pressure
+from cutaway.reasoning.view import TraceView
+from cutaway.stats import mean_interval, wilson
+from cutaway.study import Finding
+
+if TYPE_CHECKING:
+    from cutaway.reasoning.cot_monitorability.runs import Run, Runs
+
+ID = "cot-monitorability"
+PREFIXES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a run of the study found."""
+
+    results: tuple[Monitorability, ...]
+    controls: tuple[Monitorability, ...]
+    """The same verdicts dealt out at random, one for each result."""
+    pressure: tuple[Pressure, ...]
+    relevance: Relevance | None
+    gate: Gate | None
+    samples: tuple[Sample, ...]
+    """The samples that monitors were scored on."""
+
+
+def cued(runs: "Runs") -> list["Run"]:
+    return [run for run in runs.items if run.sample.arm == 1]
+
+
+def behaviour(runs: "Runs") -> tuple[Finding, ...]:
+    """What the cue did, whoever reads."""
+    if not runs.items:
+        return (Finding("problems the cue moved", None, undefined="the run ended before the first question"),)
+    suite = as_suite(runs.samples)
+    chosen, same = select_problems(suite), select_problems(suite, "same-data")
+    # The control arm's odd draws against its even ones: two arms that differ in nothing.
+    halves = [suite.followed[:, 0, k::2][:, : suite.followed.shape[2] // 2] for k in (0, 1)]
+    null = np.stack(halves, 1)
+    silent = select_problems(replace(suite, followed=null, present=np.ones_like(null)))
+    n = len(chosen.passed)
+    kept, chance = wilson(int(chosen.passed.sum()), n), wilson(int(silent.passed.sum()), n)
+    control = Finding("problems the cue moved, control arm against itself", chance.value, chance.low, chance.high, n=n)
+    effect, _ = total_effect(suite.followed, suite.present)
+    mean = mean_interval(effect)
+    unanswered = wilson(sum(run.answer is None for run in runs.items), len(runs.items))
+    return (
+        Finding("problems the cue moved", kept.value, kept.low, kept.high, n=n, control=control, unit="share"),
+        Finding("total effect of the cue", mean.value, mean.low, mean.high, n=n, unit="change of P(hinted letter)"),
+        _mean_effect("total effect where the filter saw one, fresh samples", chosen.effect[chosen.decided]),
+        _mean_effect("total effect where the filter saw one, same samples", same.effect[same.decided]),
+        Finding("runs without an answer", unanswered.value, unanswered.low, unanswered.high, n=unanswered.n),
+    )
+
+
+def _mean_effect(name: str, effects: np.ndarray) -> Finding:
+    if not len(effects):
+        return Finding(name, None, undefined="no problem passed the filter")
+    mean = mean_interval(effects)
+    low, high = (None if np.isnan(end) else end for end in (mean.low, mean.high))
+    return Finding(name, mean.value, low, high, n=mean.n, unit="change of P(hinted letter)")
+
+
+def scores(results: Sequence[Monitorability], controls: Sequence[Monitorability]) -> tuple[Finding, ...]:
+    return tuple(_finding(a, _finding(b, None)) for a, b in zip(results, controls, strict=True))
+
+
+def _finding(result: Monitorability, control: Finding | None) -> Finding:
+    dealt = ", verdicts dealt at random" if control is None else ""
+    return Finding(
+        f"g-mean^2 of {result.monitor}, {result.scope}, {result.design}{dealt}",
+        result.value,
+        result.low,
+        result.high,
+        level=result.level,
+        n=result.samples,
+        control=control,
+        undefined=result.undefined,
+    )
+
+
+def properties(found: Evidence) -> tuple[Finding, ...]:
+    sentences = [sentence for sample in found.samples for sentence in sample.chain]
+    readable = wilson(sum(legible(sentences)), len(sentences))
+    items = [
+        Finding("legible sentences", readable.value, readable.low, readable.high, n=readable.n, unit="share")
+        if sentences
+        else Finding("legible sentences", None, undefined="no chain has a sentence")
+    ]
+    if found.relevance is None:
+        reason = "no run with the cue has both a chain of two sentences and an answer"
+        items.append(Finding("area over the truncation curve", None, undefined=reason))
+    else:
+        whole = found.relevance.same[-1]
+        control = Finding("same answer with the whole chain", whole.value, whole.low, whole.high, n=whole.n)
+        drawn = sum(each.n for each in found.relevance.same)
+        items.append(Finding("area over the truncation curve", found.relevance.area, n=drawn, control=control))
+    if found.gate is not None:
+        g = found.gate
+        name = "change of g-mean^2 when told that it is watched"
+        items.append(Finding(name, g.change, g.low, g.high, n=g.n, undefined=g.undefined))
+    return tuple(items)
+
+
+def charts(found: Evidence) -> tuple[Chart, ...]:
+    full = [str(scope) for scope in (ACTION, CHAIN, BOTH)]
+    shares = (*PREFIXES, 1.0)
+    prefixes = [str(Scope("chain", share)) for share in shares]
+    strengths = found.pressure[0].strengths
+    missing = "A gap is an undefined number; the findings say why."
+    title = "g-mean^2 by scope (0.25: coin flips, 0: constant verdict)"
+    return (
+        Chart(title, tuple(full), _by_scope(found, full), "scope", "g-mean^2", missing),
+        Chart("g-mean^2 by share of the chain read", shares, _by_scope(found, prefixes), "share", "g-mean^2", missing),
+        Chart(
+            "rule monitor under pressure",
+            strengths,
+            tuple(each.series() for each in found.pressure),
+            "strength of the rewrite",
+            "g-mean^2, outcome design",
+            missing,
+        ),
+    )
+
+
+def _by_scope(found: Evidence, scopes: Sequence[str]) -> tuple[Series, ...]:
+    out = []
+    for results, control in ((found.results, False), (found.controls, True)):
+        for monitor, design in dict.fromkeys((r.monitor, r.design) for r in results if r.design != "process"):
+            row = {r.scope: r for r in results if (r.monitor, r.design) == (monitor, design)}
+            shown = [row[scope] for scope in scopes]
+            name = f"{monitor}, {design}" + (", dealt at random" if control else "")
+            ends = (tuple(r.low for r in shown), tuple(r.high for r in shown))
+            out.append(Series(name, tuple(r.value for r in shown), *ends, control=control))
+    return tuple(out)
+
+
+def artifacts(found: Evidence, monitors: Sequence[Monitor], runs: "Runs") -> dict[str, bytes]:
+    body = {
+        "results": [each.to_dict() for each in found.results],
+        "controls": [each.to_dict() for each in found.controls],
+        "pressure": [each.to_dict() for each in found.pressure],
+        "relevance": None if found.relevance is None else found.relevance.to_dict(),
+        "gate": None if found.gate is None else found.gate.to_dict(),
+    }
+    out = {"monitorability.json": _json(body)}
+    scored = {sample.problem for sample in found.samples}
+    run = next((r for r in cued(runs) if r.sample.problem in scored and r.sample.chain), None)
+    if run is not None:
+        out["view.json"] = _json(_view(run, monitors, runs.questions).to_dict())
+    return out
+
+
+def _view(run: "Run", monitors: Sequence[Monitor], questions: Sequence[Question]) -> TraceView:
+    question = next(each for each in questions if each.name == run.sample.problem)
+    sentences = (*run.sample.chain, run.sample.action)
+    return TraceView(
+        title="What monitors see, sentence by sentence",
+        prompt=question.prompt(1),
+        sentences=sentences,
+        answer=run.answer or "no answer",
+        tracks=tuple(monitor_track(each, sentences, run.sample.question, ID) for each in monitors),
+        meta={"hinted letter": question.hinted, "correct letter": question.correct},
+    )
+
+
+def summary(found: Evidence, runs: "Runs") -> str:
+    partial = "" if runs.complete else f" ({len(runs.questions)} questions before the stop)"
+    by_design = {r.design: r for r in reversed(found.results) if r.monitor == "rule" and r.scope == str(CHAIN)}
+    main = by_design["intervention"]
+    if main.value is not None:
+        return f"rule on the chain: g-mean^2 {main.value:.2f} [{main.low:.2f}, {main.high:.2f}]{partial}"
+    other = by_design["outcome"]
+    second = f"; outcome design {other.value:.2f}" if other.value is not None else ""
+    return f"rule on the chain: {main.undefined}{second}{partial}"
+
+
+def _json(body: object) -> bytes:
+    return (json.dumps(body, ensure_ascii=False) + "\n").encode()
