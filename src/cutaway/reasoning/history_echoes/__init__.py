@@ -1,0 +1,54 @@
+"""History echoes: does one hallucinated, refused or flattering turn make the next one likelier?"""
+
+from cutaway.reasoning.history_echoes.data import Item, plan_dialogues, qa_items, select_items
+from cutaway.reasoning.history_echoes.dialogue import (
+    Asked,
+    Chat,
+    Dialogues,
+    capture_answers,
+    chat_tokens,
+    run_dialogues,
+)
+from cutaway.reasoning.history_echoes.forced import (
+    Arm,
+    Contrast,
+    ForcedResult,
+    contrasts,
+    effect,
+    make_targets,
+    run_forced,
+)
+from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry, trapped_signal
+from cutaway.reasoning.history_echoes.link import Link, angle_link
+from cutaway.reasoning.history_echoes.markov import Stickiness, measure_stickiness
+from cutaway.reasoning.history_echoes.phenomena import PHENOMENA, Phenomenon, get_phenomenon
+
+__all__ = [
+    "PHENOMENA",
+    "Arm",
+    "Asked",
+    "Chat",
+    "Contrast",
+    "Dialogues",
+    "ForcedResult",
+    "Geometry",
+    "Item",
+    "Link",
+    "Phenomenon",
+    "Stickiness",
+    "angle_link",
+    "capture_answers",
+    "chat_tokens",
+    "contrasts",
+    "effect",
+    "get_phenomenon",
+    "make_targets",
+    "measure_geometry",
+    "measure_stickiness",
+    "plan_dialogues",
+    "qa_items",
+    "run_dialogues",
+    "run_forced",
+    "select_items",
+    "trapped_signal",
+]
