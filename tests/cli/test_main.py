@@ -102,7 +102,7 @@ def test_what_was_kept_can_be_shown_reported_exported_and_listed(cutaway, known,
     for name in (run, run[:5]):
         shown = cutaway("show", name, "--json").json
         assert shown["run"]["id"] == run
-    assert [file["name"] for file in shown["artifacts"]] == ["anchors.json"]
+    assert [file["name"] for file in shown["artifacts"]] == ["anchors.json", "view.json"]
     assert {"anchors certified", "effect of sentence 1"} <= {item["name"] for item in shown["findings"]}
     assert "finished" in cutaway("show", run).out
     assert cutaway("report", run, "--out", tmp_path / "r.html").out == f"wrote {tmp_path / 'r.html'}\n"

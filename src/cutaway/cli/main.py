@@ -56,6 +56,12 @@ def explain(
     embedder: Annotated[
         str, typer.Option(help="Groups alternatives by meaning; '' groups identical wordings only.")
     ] = "all-minilm-l6-v2",
+    also: Annotated[
+        str,
+        typer.Option(help="categories, attention, suppression; with rollouts: importance, influence, forced; '' none."),
+    ] = "categories,attention,suppression",
+    rollouts: Annotated[int, typer.Option(help="Free rollouts at every boundary, where --also needs them.")] = 100,
+    forcing: Annotated[str, typer.Option(help="Text that asks for the answer at once, for --also forced.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Reuse nothing that was sampled before.")] = False,
     ledger: LedgerUrl = None,
     as_json: Json = False,
@@ -63,7 +69,7 @@ def explain(
     """Explain one answer: which sentences decided it, and what the model would have said instead."""
     from cutaway.cli.show import show_explanation
     from cutaway.explain import explain as explain_answer
-    from cutaway.explain import report_of
+    from cutaway.explain import report_of_run
     from cutaway.study import get_study, parse_config
 
     given = {
@@ -83,15 +89,17 @@ def explain(
         "fdr": fdr,
         "dtype": dtype,
         "embedder": embedder,
+        "also": also,
+        "rollouts": rollouts,
+        "forcing": forcing,
     }
     config = parse_config(get_study("thought-anchors"), {k: str(v) for k, v in given.items() if v is not None})
     if report is not None:
         _check_writable(report)  # before the sampling, not after it
     with _ledger(ledger) as book, _bench(fresh) as lab:
         found = explain_answer(config, lab, book)
-    page = report_of(found.run, found.anchors)
-    if report is not None:
-        _write(report, page)
+        if report is not None:
+            _write(report, report_of_run(book, found.run))
     show_explanation(found, report, as_json)
 
 

@@ -4,7 +4,7 @@ from cutaway.explain.explain import Explanation, anchors_of, explain, report_of,
 from cutaway.explain.report import Conclusion, conclude, report_html
 from cutaway.explain.run_page import calibration_page, run_page
 from cutaway.explain.trace_page import trace_page
-from cutaway.explain.views import anchors_view
+from cutaway.reasoning.thought_anchors.result import anchors_view
 
 __all__ = [
     "Conclusion",

@@ -5,7 +5,7 @@ from its branch tree.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,30 @@ def report_of(run: RunRecord, anchors: AnchorMap, view: TraceView | None = None)
     return report_html(anchors, title="Why this answer?", meta=meta, view=view)
 
 
+def with_companions(ledger: Ledger, run: RunRecord, view: TraceView) -> TraceView:
+    """``view`` with what other stored runs say about the same trace of the same weights, newest first.
+
+    So the studies of one question line up on one page, whichever of them is asked for.
+    """
+    weights = {value for name, value in run.inputs.items() if name.startswith("weights:")}
+    for other in ledger.runs(1000):
+        same = other.config.get("prompt") == run.config.get("prompt") and weights & set(other.inputs.values())
+        if other.id == run.id or not same or "view.json" not in {each.name for each in ledger.artifacts(other.id)}:
+            continue
+        found = TraceView.from_dict(json.loads(ledger.artifact(other.id, "view.json")))
+        if found.sentences != view.sentences:
+            continue
+        known = {each.name for each in (*view.tracks, *view.links)}
+        view = replace(
+            view,
+            tracks=(*view.tracks, *(each for each in found.tracks if each.name not in known)),
+            links=(*view.links, *(each for each in found.links if each.name not in known)),
+            categories=view.categories or found.categories,
+            curve=view.curve or found.curve,
+        )
+    return view
+
+
 def report_of_run(ledger: Ledger, run: RunRecord) -> str:
     """The page of any stored run: the report of an explained answer, rates of a calibration, else `run_page`.
 
@@ -79,7 +103,7 @@ def report_of_run(ledger: Ledger, run: RunRecord) -> str:
     def read(name: str) -> Any:
         return json.loads(ledger.artifact(run.id, name)) if name in stored else None
 
-    view = TraceView.from_dict(read("view.json")) if "view.json" in stored else None
+    view = with_companions(ledger, run, TraceView.from_dict(read("view.json"))) if "view.json" in stored else None
     if run.study == STUDY and "anchors.json" in stored:
         return report_of(run, anchors_of(ledger, run), view)
     if "calibration.json" in stored:

@@ -1,13 +1,11 @@
 """A trace as the viewer gets it: an anchor map as a `TraceView`, and a view as the page's data."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cutaway.explain.page import rounded
-from cutaway.reasoning.thought_anchors.result import NO_ANSWER, AnchorMap
-from cutaway.reasoning.view import CATEGORIES, Alternative, Links, Numbers, TraceView, Track
+from cutaway.reasoning.view import CATEGORIES, Alternative, Links, TraceView, Track
 
 KEPT_LINKS = 20
 """Strongest links kept a sentence and direction; as many as the page can be asked to show."""
@@ -24,59 +22,6 @@ SHORT = {
     "final_answer_emission": "answer",
     "unknown": "unknown",
 }
-
-
-def anchors_view(
-    anchors: AnchorMap,
-    *,
-    title: str,
-    meta: Mapping[str, str],
-    tracks: Sequence[Track] = (),
-    links: Sequence[Links] = (),
-    categories: Sequence[str] | None = None,
-) -> TraceView:
-    """The map's curve, effects and alternatives as a view, with what other methods found beside them."""
-    answer = anchors.answers[0]
-    name = "P(no answer)" if answer == NO_ANSWER else f"P({answer if len(answer) <= 24 else answer[:23] + '…'})"
-    level = f"{anchors.level:.0%}"
-    curve = Track(
-        name,
-        f"Probability of the answer when the model writes on afresh from each point, with its {level} band.",
-        _numbers(anchors.curve[:, 0]),
-        _numbers(anchors.low[:, 0]),
-        _numbers(anchors.high[:, 0]),
-        undefined=_reasons(anchors.curve[:, 0], "no continuation was drawn here"),
-        study="thought-anchors",
-    )
-    effect = Track(
-        f"change of {name}",
-        f"How much the sentence changed the probability of the answer, with its {level} interval.",
-        _numbers(anchors.effect),
-        _numbers(anchors.effect_low),
-        _numbers(anchors.effect_high),
-        undefined=_reasons(anchors.effect, "no continuation was drawn on one side of the sentence"),
-        study="thought-anchors",
-    )
-    stays = Track(
-        "stays",
-        "How often a fresh continuation repeats the sentence token for token.",
-        _numbers(anchors.stay),
-        undefined=_reasons(anchors.stay, "no continuation was drawn here"),
-        study="thought-anchors",
-    )
-    return TraceView(
-        title=title,
-        prompt=anchors.prompt,
-        sentences=anchors.sentences,
-        answer=answer,
-        curve=curve,
-        categories=None if categories is None else tuple(categories),
-        tracks=(effect, stays, *tracks),
-        links=tuple(links),
-        alternatives=anchors.alternatives,
-        marked=anchors.anchors,
-        meta=dict(meta),
-    )
 
 
 def viewer_data(view: TraceView) -> dict[str, Any]:
@@ -137,12 +82,3 @@ def _alternative(one: Alternative) -> dict[str, Any]:
     text = one.text if len(one.text) <= LONGEST_ALTERNATIVE else one.text[: LONGEST_ALTERNATIVE - 1] + "…"
     answers = {name: rounded(float(share), 4) for name, share in one.answers.items()}
     return {"text": text, "count": one.count, "share": rounded(float(one.share), 4), "answers": answers}
-
-
-def _numbers(values: np.ndarray) -> Numbers:
-    return tuple(float(x) if np.isfinite(x) else None for x in values)
-
-
-def _reasons(values: np.ndarray, reason: str) -> tuple[str, ...] | None:
-    missing = ~np.isfinite(values)
-    return tuple(reason if gap else "" for gap in missing) if missing.any() else None

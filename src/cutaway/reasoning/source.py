@@ -5,12 +5,14 @@ Studies that are given the same question, weights, sampling and seed examine the
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from cutaway.errors import CutawayError, UsageError
+from cutaway.grading import auto_outcome, parse_outcome
 from cutaway.model import Model
-from cutaway.sampling import BranchTree, Engine, Request, Settings, Trace, make_trace, sample
+from cutaway.sampling import BranchTree, Engine, LocalEngine, Request, Settings, Trace, make_trace, sample
 from cutaway.study import StudyConfig
 
 
@@ -55,6 +57,32 @@ def prompt_ids(model: Model, prompt: str, raw: bool = False) -> tuple[int, ...]:
 def tree_key(model: Model, prompt: str, raw: bool = False) -> str:
     """Name of the branch tree of one question under one model."""
     return hashlib.sha256(repr((model.fingerprint, prompt, raw)).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question's trace, and what reads the answer off a text."""
+
+    trace: Trace
+    outcome: Callable[[str], str | None]
+
+
+def ask(
+    engine: LocalEngine,
+    prompt: str,
+    outcome: str | Callable[[str], str | None] = "auto",
+    *,
+    settings: Settings,
+    raw: bool = False,
+    seed: int = 0,
+    tree: BranchTree | None = None,
+) -> Asked:
+    """Put a question to the engine's model; ``outcome`` is a spec (`cutaway.grading`) or any function of a text."""
+    ids = prompt_ids(engine.model, prompt, raw)
+    if outcome == "auto":
+        outcome = auto_outcome(prompt)
+    extract = parse_outcome(outcome) if isinstance(outcome, str) else outcome
+    return Asked(sample_trace(engine, ids, extract, engine.model.decode, settings, seed, tree=tree), extract)
 
 
 def sample_trace(

@@ -32,11 +32,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cutaway.errors import UsageError
-from cutaway.grading import auto_outcome, parse_outcome
 from cutaway.model import Model
 from cutaway.reasoning.embedding import Embed
 from cutaway.reasoning.rollouts import Report, first_sentence
-from cutaway.reasoning.source import prompt_ids, sample_trace
+from cutaway.reasoning.source import Asked, ask
 from cutaway.reasoning.thought_anchors.allocate import allocate
 from cutaway.reasoning.thought_anchors.alternatives import group_alternatives
 from cutaway.reasoning.thought_anchors.certify import Verdicts, judge, self_comparison
@@ -104,15 +103,15 @@ def explain_answer(
     ``outcome`` is a spec (`cutaway.grading`) or any function from the trace's text to an answer or None;
     ``raw`` leaves the chat template out.
     """
-    ids = prompt_ids(model, prompt, raw)
-    if outcome == "auto":
-        outcome = auto_outcome(prompt)
-    extract = parse_outcome(outcome) if isinstance(outcome, str) else outcome
-    settings = settings if settings is not None else Settings()
-    engine, tree = LocalEngine(model), options.get("tree")
-    trace = sample_trace(engine, ids, extract, model.decode, settings, seed, tree=tree)
+    engine, settings = LocalEngine(model), settings if settings is not None else Settings()
+    asked = ask(engine, prompt, outcome, settings=settings, raw=raw, seed=seed, tree=options.get("tree"))
+    return asked_anchors(engine, prompt, asked, seed=seed, **options)
+
+
+def asked_anchors(engine: LocalEngine, prompt: str, asked: Asked, **options: Any) -> AnchorMap:
+    """The anchors of a question's trace; the map names the question, and its cost includes the trace."""
     spent = engine.cost
-    found = find_anchors(engine, trace, extract, model.decode, seed=seed, **options)
+    found = find_anchors(engine, asked.trace, asked.outcome, engine.model.decode, **options)
     return replace(
         found,
         prompt=prompt,  # what was asked, without the chat template around it

@@ -1,6 +1,7 @@
 """What a thought-anchors run returns: the curve of answer probabilities along a trace, and its anchors."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cutaway.errors import CutawayError
-from cutaway.reasoning.view import Alternative
+from cutaway.reasoning.view import Alternative, Links, Numbers, TraceView, Track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,3 +144,65 @@ class AnchorMap:
     def save(self, path: str | Path) -> None:
         """Write the map as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def anchors_view(
+    anchors: AnchorMap,
+    *,
+    title: str,
+    meta: Mapping[str, str] | None = None,
+    tracks: Sequence[Track] = (),
+    links: Sequence[Links] = (),
+    categories: Sequence[str] | None = None,
+) -> TraceView:
+    """The map's curve, effects and alternatives as a view, with what other methods found beside them."""
+    answer = anchors.answers[0]
+    name = "P(no answer)" if answer == NO_ANSWER else f"P({answer if len(answer) <= 24 else answer[:23] + '…'})"
+    level = f"{anchors.level:.0%}"
+    curve = Track(
+        name,
+        f"Probability of the answer when the model writes on afresh from each point, with its {level} band.",
+        _numbers(anchors.curve[:, 0]),
+        _numbers(anchors.low[:, 0]),
+        _numbers(anchors.high[:, 0]),
+        undefined=_reasons(anchors.curve[:, 0], "no continuation was drawn here"),
+        study="thought-anchors",
+    )
+    effect = Track(
+        f"change of {name}",
+        f"How much the sentence changed the probability of the answer, with its {level} interval.",
+        _numbers(anchors.effect),
+        _numbers(anchors.effect_low),
+        _numbers(anchors.effect_high),
+        undefined=_reasons(anchors.effect, "no continuation was drawn on one side of the sentence"),
+        study="thought-anchors",
+    )
+    stays = Track(
+        "stays",
+        "How often a fresh continuation repeats the sentence token for token.",
+        _numbers(anchors.stay),
+        undefined=_reasons(anchors.stay, "no continuation was drawn here"),
+        study="thought-anchors",
+    )
+    return TraceView(
+        title=title,
+        prompt=anchors.prompt,
+        sentences=anchors.sentences,
+        answer=answer,
+        curve=curve,
+        categories=None if categories is None else tuple(categories),
+        tracks=(effect, stays, *tracks),
+        links=tuple(links),
+        alternatives=anchors.alternatives,
+        marked=anchors.anchors,
+        meta=dict(meta or {}),
+    )
+
+
+def _numbers(values: np.ndarray) -> Numbers:
+    return tuple(float(x) if np.isfinite(x) else None for x in values)
+
+
+def _reasons(values: np.ndarray, reason: str) -> tuple[str, ...] | None:
+    missing = ~np.isfinite(values)
+    return tuple(reason if gap else "" for gap in missing) if missing.any() else None

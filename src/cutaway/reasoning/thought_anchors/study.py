@@ -9,10 +9,11 @@ from pydantic import Field
 from cutaway.planted import EXACT, Reasoner, reasoner
 from cutaway.reasoning.embedding import load_embedder
 from cutaway.reasoning.rollouts import Report
-from cutaway.reasoning.source import TraceConfig, tree_key
-from cutaway.reasoning.thought_anchors.method import explain_answer, find_anchors
-from cutaway.reasoning.thought_anchors.result import AnchorMap
-from cutaway.sampling import BranchTree, Cost, LocalEngine, Settings, Trace, split_tokens
+from cutaway.reasoning.source import TraceConfig, ask, tree_key
+from cutaway.reasoning.thought_anchors.account import Account, account, check_parts
+from cutaway.reasoning.thought_anchors.method import asked_anchors, find_anchors
+from cutaway.reasoning.thought_anchors.result import AnchorMap, anchors_view
+from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, study
 
 ROUNDING = 1e-6
@@ -30,6 +31,12 @@ class ThoughtAnchorsConfig(TraceConfig):
     """Effects within +-delta count as none."""
     fdr: float = Field(0.05, gt=0, lt=1)
     """False-discovery rate of the certified anchors."""
+    also: str = "categories,attention,suppression"
+    """What else to measure: categories, attention, suppression; with rollouts: importance, influence, forced."""
+    rollouts: int = Field(100, ge=2)
+    """Free rollouts at every boundary, for what needs them."""
+    forcing: str = ""
+    """The text that asks for the answer at once, for forced."""
 
 
 @study
@@ -43,14 +50,24 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
     def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
         """Sample a trace, find its anchors."""
         model = lab.model(config.model, config.dtype)
+        parts = check_parts([part.strip() for part in config.also.split(",") if part.strip()])
         deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
+        engine, report = LocalEngine(model), reporter(lab)
+        embed = load_embedder(config.embedder) if config.embedder else None
         with BranchTree.open(lab.tree_folder(tree_key(model, config.prompt, config.raw)), model.fingerprint) as tree:
-            anchors = explain_answer(
-                model,
+            asked = ask(
+                engine,
                 config.prompt,
                 config.outcome,
                 settings=config.settings(),
                 raw=config.raw,
+                seed=config.seed,
+                tree=tree,
+            )
+            anchors = asked_anchors(
+                engine,
+                config.prompt,
+                asked,
                 seed=config.seed,
                 # A time limit alone may spend as many tokens as it likes.
                 budget=config.tokens if config.tokens or not config.minutes else 10**9,
@@ -58,17 +75,34 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
                 delta=config.delta,
                 fdr=config.fdr,
                 tree=tree,
-                embed=load_embedder(config.embedder) if config.embedder else None,
-                report=reporter(lab),
+                embed=embed,
+                report=report,
                 deadline=deadline,
             )
+            more = Account()
+            if anchors.complete:  # whoever stopped the run wants no more of it
+                more = account(
+                    engine,
+                    asked,
+                    anchors,
+                    parts,
+                    rollouts=config.rollouts,
+                    forcing=config.forcing,
+                    embed=embed,
+                    seed=config.seed,
+                    tree=tree,
+                    report=report,
+                )
+        view = anchors_view(
+            anchors, title=config.prompt, tracks=more.tracks, links=more.links, categories=more.categories
+        )
         return Findings(
-            items=findings(anchors),
+            items=(*findings(anchors), *more.findings),
             summary=summarise(anchors),
-            artifacts={"anchors.json": (json.dumps(anchors.to_dict(), ensure_ascii=False) + "\n").encode()},
+            artifacts={"anchors.json": as_json(anchors.to_dict()), "view.json": as_json(view.to_dict())},
             inputs={f"weights:{model.name}": model.fingerprint},
-            cost=Cost(anchors.decoded, anchors.prefilled, anchors.reused),
-            complete=anchors.complete,
+            cost=engine.cost,
+            complete=anchors.complete and more.complete,
             result=anchors,
         )
 
@@ -142,6 +176,11 @@ def planted_run(planted: Reasoner, seed: int, **options: object) -> tuple[Anchor
         **options,  # type: ignore[arg-type]
     )
     return anchors, truth
+
+
+def as_json(value: object) -> bytes:
+    """An artifact's content."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
 def reporter(lab: Lab) -> Report:
