@@ -87,7 +87,7 @@ def test_same_problems_for_every_scope_and_action_sees_nothing():
 
 
 def test_prefix_curve_rises_with_what_is_read():
-    samples = samples_of(Policy(0.8, 0.8), problems=30)
+    samples = samples_of(Policy(0.8, 0.8), problems=60, seed=3)
     curve = [evaluate(samples, cue_rule(), Scope("chain", share)) for share in (0.125, 0.25, 0.5, 0.75, 1.0)]
     values = [each.value for each in curve]
     assert values == sorted(values)  # nested text, and this rule never takes a flag back

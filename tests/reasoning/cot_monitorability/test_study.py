@@ -9,6 +9,7 @@ import pytest
 
 from cutaway.model import catalogue
 from cutaway.planted.policy import CueModel, cue_model
+from cutaway.reasoning.cot_monitorability import calibration as calibration_module
 from cutaway.reasoning.cot_monitorability import runs as runs_module
 from cutaway.reasoning.cot_monitorability import study as study_module
 from cutaway.reasoning.cot_monitorability.calibration import all_rates
@@ -45,7 +46,7 @@ def questions_of(planted: CueModel) -> tuple[Planted, ...]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    planted = cue_model(0.9, 0.7, problems=12)
+    planted = cue_model(0.9, 0.7, problems=12, thoughts=2)
     lab = Lab(home=tmp_path_factory.mktemp("home"))
     lab._models[("planted", "float32")] = planted.model
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +77,7 @@ def test_run_on_a_planted_model(found):
     assert found.result.gate.verdict == "pass"
     view = TraceView.from_dict(json.loads(found.artifacts["view.json"]))
     assert {track.name for track in view.tracks} == {"monitor: rule", "monitor: probe"}
-    assert len(found.charts) == 3
+    assert len(found.charts) == 4
     assert json.loads(found.artifacts["monitorability.json"])["gate"]["verdict"] == "pass"
 
 
@@ -119,7 +120,8 @@ def test_without_effect_nothing_is_claimed(tmp_path, monkeypatch):
     assert "not reliable" in found.summary
 
 
-def test_calibration_measures_every_promise():
+def test_calibration_measures_every_promise(monkeypatch):
+    monkeypatch.setattr(calibration_module, "SAMPLES", 15)
     rates = {rate.name: rate for rate in all_rates(2, lambda *_: None)}
     assert set(rates) == {
         "tracks disclosure",

@@ -130,6 +130,7 @@ def charts(found: Evidence) -> tuple[Chart, ...]:
     strengths = found.pressure[0].strengths
     missing = "A gap is an undefined number; the findings say why."
     title = "g-mean^2 by scope (0.25: coin flips, 0: constant verdict)"
+    truncation = () if found.relevance is None else (_truncation(found.relevance),)
     return (
         Chart(title, tuple(full), _by_scope(found, full), "scope", "g-mean^2", missing),
         Chart("g-mean^2 by share of the chain read", shares, _by_scope(found, prefixes), "share", "g-mean^2", missing),
@@ -141,7 +142,17 @@ def charts(found: Evidence) -> tuple[Chart, ...]:
             "g-mean^2, outcome design",
             missing,
         ),
+        *truncation,
     )
+
+
+def _truncation(relevance: Relevance) -> Chart:
+    same = relevance.same
+    ends = (tuple(each.low for each in same), tuple(each.high for each in same))
+    line = Series("same answer", tuple(each.value for each in same), *ends)
+    note = f"One run. Area over the curve: {relevance.area:.2f}; 0 means that the chain changes nothing."
+    title = "does the answer need the chain? (chain cut, conclusion forced)"
+    return Chart(title, relevance.kept, (line,), "share of the chain kept", "P(same answer)", note)
 
 
 def _by_scope(found: Evidence, scopes: Sequence[str]) -> tuple[Series, ...]:
