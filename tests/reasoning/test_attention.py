@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from cutaway.errors import UsageError
 from cutaway.model import AttentionMask, Batch, Model
@@ -111,6 +113,47 @@ def test_find_span_reads_words_repeats_and_pieces() -> None:
     assert model.decode(ids[a:b]) == " alpha fits"
     at = whole.index("best")
     assert find_span(model, ids, (at, at + 2)) == find_span(model, ids, "best")
+
+
+CHAT = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}<|start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def chatting() -> Model:
+    """A byte-level tokenizer with merges and a chat template, as real chat models have."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|end|>", "<|start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Please solve this puzzle. Then bake a cake, please."] * 8, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT)
+    return Model(tiny("llama", vocab_size=300).hf, fast, "chat")
+
+
+def test_find_span_inside_a_chat_template(chatting: Model) -> None:
+    ids = chatting.chat_ids("Solve this puzzle. Then bake a \U0001f370 cake, please. Then bake a café cake.")
+    for text, occurrence in (
+        ("bake a", 0),
+        ("bake a", 1),
+        ("\U0001f370", 0),
+        ("fé ca", 0),
+        ("assistant", 0),
+        ("user", 0),
+    ):
+        a, b = find_span(chatting, ids, text, occurrence)
+        assert text in chatting.decode(ids[a:b])
+        for shorter in (ids[a + 1 : b], ids[a : b - 1]):
+            assert text not in chatting.decode(shorter)
+    assert find_span(chatting, ids, "bake a", 0)[1] <= find_span(chatting, ids, "bake a", 1)[0]
+    a, b = find_span(chatting, ids, "Solve this puzzle. Then bake a \U0001f370 cake")
+    share = last_row_attention(chatting, ids, [(a, b), (0, len(ids))])
+    torch.testing.assert_close(share[..., 1], torch.ones(3, 4))
+    assert bool((share[..., 0] < 1).all())
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,14 @@ CONFIGS: dict[str, Any] = {
 FAMILIES = list(CONFIGS)
 
 
-def tiny(family: str, attn: str | None = None) -> Model:
+def tiny(family: str, attn: str | None = None, **changes: Any) -> Model:
     """A fresh random model whose edits show; its attention is the family's usual one unless named."""
     attn = attn or ("eager" if family == "gemma2" else "sdpa")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        hf = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation=attn)
+        config = CONFIGS[family]()
+        config.update(changes)
+        hf = AutoModelForCausalLM.from_config(config, attn_implementation=attn)
         with torch.no_grad():
             for parameter in hf.parameters():
                 if parameter.ndim > 1:

@@ -1,7 +1,7 @@
 """Attention suppression: what each sentence does to later ones, by hiding its keys from every query, layer and head.
 
 Section 3 of the card (Bogdan et al. 2025, arXiv 2506.19143), with the published faults repaired:
- 1. One forward of prompt and trace; its keys and values serve every later pass.
+ 1. One forward of prompt and trace; its keys, values and logits serve every later pass (memory: those of one forward).
  2. For each source sentence a masked run. Positions before the source cannot change. The source's own positions feed
     nothing, since nobody may look at them. So a pass computes from the source's last position on, with the prefix
     from step 1; ``rows`` sources share a pass, and positions keep their numbers.
@@ -24,6 +24,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,17 +72,18 @@ class SuppressionMatrix:
     """False when Ctrl-C ended the run; sources not reached are NaN."""
 
     def __repr__(self) -> str:
-        found = self.links(top=1).links if self.control_spans else ()
-        best = max(found, key=lambda link: link[2], default=None)
-        shown = "" if best is None else f", strongest {best[0]} -> {best[1]} {best[2]:+.2f} nats over its row"
-        return f"SuppressionMatrix({len(self.spans)} sentences, {len(self.control_spans)} controls{shown})"
+        target, source = np.unravel_index(np.argmax(np.nan_to_num(self.centred, nan=-np.inf)), self.log_kl.shape)
+        strongest = f"{source} -> {target} {self.centred[target, source]:+.2f} log KL over its row"
+        return (
+            f"SuppressionMatrix({len(self.spans)} sentences, {len(self.control_spans)} controls, strongest {strongest})"
+        )
 
     @property
     def centred(self) -> Float[np.ndarray, "target source"]:
         """Cells minus their target's mean over earlier sources."""
         return self.log_kl - _row_mean(self.log_kl)
 
-    @property
+    @cached_property
     def p_values(self) -> Float[np.ndarray, "target source"]:
         """Share of control cells at least as large, matched for length and distance; NaN without a cell or control.
 
