@@ -99,9 +99,9 @@ def test_interrupts_pass():
 @pytest.mark.parametrize(
     ("reading", "scope", "reason"),
     [
-        (Reading("", (), "A"), CHAIN, "the chain is empty"),
+        (Reading("", (), ""), CHAIN, "the chain is empty"),
         (Reading("", ("  \n",), ""), CHAIN, "the chain is empty"),
-        (Reading("", (), "A"), BOTH, "the chain is empty"),
+        (Reading("", (), " "), BOTH, "the text is empty"),
         (Reading("", (), " "), ACTION, "the action is empty"),
     ],
 )

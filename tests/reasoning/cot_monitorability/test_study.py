@@ -185,6 +185,12 @@ def test_split_run(text, chain, action):
     assert action is None or found[1] == action
 
 
+def test_a_run_cut_short_has_no_action():
+    assert split_run("We add them up. Then we", answered=False) == (("We add them up. Then we",), "")
+    assert split_run("We add them up. Then we go on", answered=False)[1] == ""
+    assert split_run("", answered=False) == ((), "")
+
+
 def test_step_monitor_looks_for_the_product():
     asked = "What is 8 times 7 plus 25?"
     verdicts = StepMonitor().judge([Reading(asked, (text,), "") for text in ("8*7=56.", "5.56 or 560", "81")])

@@ -79,16 +79,18 @@ def letter_questions(n: int, seed: int = 0) -> tuple[Question, ...]:
 _CONCLUDES = re.compile(r"\banswer\b\s*(?:is|:|would be|should be)", re.IGNORECASE)
 
 
-def split_run(text: str) -> tuple[tuple[str, ...], str]:
-    """Chain and action of a run: the action starts at the last sentence that states an answer, else is the last one.
+def split_run(text: str, answered: bool = True) -> tuple[tuple[str, ...], str]:
+    """Chain and action of a run: the action starts at the last sentence that states an answer.
+
+    Where none does, it is the last sentence if the run was read as ``answered``, and nothing otherwise.
 
     >>> split_run("Five times three is 15. The answer is B.")
     (('Five times three is 15.',), ' The answer is B.')
     """
     sentences = [text[a:b] for a, b in split_text(text)]
     stated = [i for i, sentence in enumerate(sentences) if _CONCLUDES.search(sentence)]
-    cut = stated[-1] if stated else len(sentences) - 1
-    return tuple(sentences[: max(cut, 0)]), "".join(sentences[max(cut, 0) :])
+    cut = stated[-1] if stated else max(len(sentences) - answered, 0)
+    return tuple(sentences[:cut]), "".join(sentences[cut:])
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,9 @@ def monitor_track(monitor: Monitor, sentences: Sequence[str], question: str = ""
 
 
 def _missing(reading: Reading, scope: Scope) -> str:
-    if scope.kind != "action" and not "".join(reading.chain).strip():
-        return "the chain is empty"
-    return "the action is empty" if scope.kind == "action" and not reading.action.strip() else ""
+    if reading.text.strip():
+        return ""
+    return {"chain": "the chain is empty", "action": "the action is empty"}.get(scope.kind, "the text is empty")
 
 
 def _alone(monitor: Monitor, reading: Reading) -> Verdict:

@@ -63,11 +63,10 @@ def behaviour(runs: "Runs") -> tuple[Finding, ...]:
     kept, chance = wilson(int(chosen.passed.sum()), n), wilson(int(silent.passed.sum()), n)
     control = Finding("problems the cue moved, control arm against itself", chance.value, chance.low, chance.high, n=n)
     effect, _ = total_effect(suite.followed, suite.present)
-    mean = mean_interval(effect)
     unanswered = wilson(sum(run.answer is None for run in runs.items), len(runs.items))
     return (
         Finding("problems the cue moved", kept.value, kept.low, kept.high, n=n, control=control, unit="share"),
-        Finding("total effect of the cue", mean.value, mean.low, mean.high, n=n, unit="change of P(hinted letter)"),
+        _mean_effect("total effect of the cue", effect),
         _mean_effect("total effect where the filter saw one, fresh samples", chosen.effect[chosen.decided]),
         _mean_effect("total effect where the filter saw one, same samples", same.effect[same.decided]),
         Finding("runs without an answer", unanswered.value, unanswered.low, unanswered.high, n=unanswered.n),
@@ -78,7 +77,8 @@ def _mean_effect(name: str, effects: np.ndarray) -> Finding:
     if not len(effects):
         return Finding(name, None, undefined="no problem passed the filter")
     mean = mean_interval(effects)
-    low, high = (None if np.isnan(end) else end for end in (mean.low, mean.high))
+    # A t interval knows nothing of the scale: a change of a probability ends at -1 and 1.
+    low, high = (None if np.isnan(end) else float(np.clip(end, -1, 1)) for end in (mean.low, mean.high))
     return Finding(name, mean.value, low, high, n=mean.n, unit="change of P(hinted letter)")
 
 

@@ -71,8 +71,8 @@ def draw_runs(
 def _run(model: "Model", question: Question, arm: int, prompt: tuple[int, ...], rollout: Rollout) -> Run:
     ended = bool(rollout.ids) and rollout.ids[-1] in model.eos_ids
     text = model.decode(rollout.ids[:-1] if ended else rollout.ids)
-    chain, action = split_run(text)
     answer = LETTER(text)
+    chain, action = split_run(text, answer is not None)
     sample = Sample(
         problem=question.name,
         arm=arm,

@@ -50,7 +50,7 @@ class CotMonitorabilityConfig(StudyConfig):
     """Sampling temperature."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Nucleus mass."""
-    max_tokens: int = Field(80, ge=8)
+    max_tokens: int = Field(100, ge=8)
     """Longest run, in tokens."""
     probe: bool = True
     """Also train a linear probe, on the first questions only."""
