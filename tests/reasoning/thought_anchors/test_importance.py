@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import UsageError
@@ -50,6 +50,7 @@ def draws(*said: tuple[str, str | None]) -> Draws:
 COUNTS = st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(any)
 
 
+@settings(deadline=None, max_examples=40)
 @given(COUNTS, COUNTS)
 def test_divergences_are_those_of_the_statistics_room(p, q):
     a, b = np.array([p], dtype=float), np.array([q], dtype=float)
