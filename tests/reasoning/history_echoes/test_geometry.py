@@ -119,6 +119,21 @@ def test_centred_angles_know_nothing_of_what_all_states_share() -> None:
     assert 40 < (null.theta.value or 0.0) < 150
 
 
+def test_intervals_of_angle_and_area_cover_the_truth() -> None:
+    angles = areas = 0
+    for seed in range(40):
+        theta = measured(simulate_states(40.0, 60, 10, seed=seed), permutations=1).theta
+        area = measured(simulate_states(0.0, 60, 10, seed=seed), permutations=1).auc
+        assert theta.low is not None
+        assert theta.high is not None
+        assert area.low is not None
+        assert area.high is not None
+        angles += theta.low <= 40 <= theta.high
+        areas += area.low <= 0.5 <= area.high
+    assert angles >= 34
+    assert areas >= 34
+
+
 def test_area_under_curve_equals_counting_pairs() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 5, 40).astype(float), rng.integers(0, 2, 40)

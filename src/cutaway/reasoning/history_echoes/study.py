@@ -299,7 +299,7 @@ def _layer_chart(layers: tuple[Geometry, ...]) -> Chart:
         ),
         "layer",
         "degrees",
-        "An angle at its floors says nothing. Bars are the spread over three halvings of the dialogues.",
+        "An angle at its floors says nothing.",
     )
 
 
