@@ -1,0 +1,6 @@
+"""Helpers of this folder: planted models asked with prompts of several lengths, and the trained check models."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
