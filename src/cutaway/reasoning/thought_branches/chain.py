@@ -1,6 +1,7 @@
 """What every analysis of this paper shares: one chain of thought, one pool of rollouts, one way to compare outcomes."""
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ from cutaway.errors import UsageError
 from cutaway.reasoning.embedding import Embed, cosine
 from cutaway.reasoning.rollouts import Report, rollout_seeds
 from cutaway.sampling import BranchTree, Engine, Request, Rollout, Settings, Trace, sample, split_text, split_tokens
-from cutaway.sampling.sentences import token_ends
 from cutaway.stats import Interval, kl, newcombe
 
 NO_ANSWER = "(none)"
@@ -185,9 +185,11 @@ def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
 def start_of(ids: Sequence[int], sentence: int, decode: Decode) -> int:
     """Token at which a sentence of `texts_of` begins; a token that straddles belongs to the sentence before."""
     char = split_text(decode(ids))[sentence][0]
-    if char == 0:
-        return 0
-    return next(i + 1 for i, end in enumerate(token_ends(ids, decode)) if end >= char)
+
+    def reach(tokens: int) -> int:
+        return len(decode(ids[:tokens]).rstrip("\ufffd"))  # the last token may hold part of a character
+
+    return bisect_left(range(len(ids)), char, key=reach)
 
 
 def whole_sentence(rollout: Rollout, decode: Decode, longest: int) -> Ids | None:

@@ -27,7 +27,8 @@ class Importance:
     """True: too few say something else, so the sentence is compared with plain resampling."""
     effect: Effect
     before: Interval
-    """Rate of the target answer before the sentence."""
+    after: Interval
+    """Rate of the target answer before and after the sentence."""
 
 
 def boundaries(pool: Pool, chain: Chain, n: int) -> list[list[str]]:
@@ -61,6 +62,7 @@ def importance(pool: Pool, chain: Chain, *, n: int = 100, level: float = 0.95) -
                 resampled=bool(resampled),
                 effect=effect,
                 before=wilson(answers[i].count(chain.target), n, level),
+                after=wilson(answers[i + 1].count(chain.target), n, level),
             )
         )
     return tuple(out)

@@ -24,7 +24,7 @@ Plain continuations are judged too: read every share against theirs. Rule 3 sees
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,7 @@ from cutaway.reasoning.thought_branches.chain import (
     texts_of,
     whole_sentence,
 )
-from cutaway.sampling import split_tokens
+from cutaway.sampling import Rollout, split_tokens
 
 INSERTIONS = {
     "question": " Wait, is this really the right way to go about it?",
@@ -82,6 +82,7 @@ class OnPolicy:
     text: str
     cosine: float
     rounds: int
+    """Rounds of drawing that it took; 0 when a rollout of the boundary had it already."""
     reached: bool
     """Whether the cosine reached the stopping level; else this is the best that was seen."""
 
@@ -152,6 +153,7 @@ def find_on_policy(
     sentence: int,
     text: str,
     *,
+    known: int = 0,
     rounds: int = 6,
     replacements: int = 12,
     continuations: int = 8,
@@ -159,34 +161,55 @@ def find_on_policy(
 ) -> OnPolicy | None:
     """Search for something the model says itself that means ``text``; None when no draw has a whole next sentence.
 
-    Each round draws ``replacements`` continuations before the target (the boundary's own rollouts come first, so they
-    cost nothing where it is already known), keeps their first sentence and looks at ``continuations`` ways to go on.
+    First look at how the boundary's first ``known`` rollouts went on, which costs nothing where they were drawn
+    before. Then, in each round, take ``replacements`` of them, keep their first sentence and look at
+    ``continuations`` ways to go on from it.
     """
-    before, short = chain.trace.prefix(sentence), pool.shortened(CONTINUATION)
-    best: OnPolicy | None = None
+    before, short, best = chain.trace.prefix(sentence), pool.shortened(CONTINUATION), None
+    for rollout in pool.first(before, known):
+        said = whole_sentence(rollout, chain.decode, SENTENCE)
+        if said is not None and len(said) < len(rollout.ids):
+            best = _better(best, chain, before, said, rollout.logprobs, _after(rollout, len(said)), text, 0, stop)
     for turn in range(rounds):
-        drawn = pool.many([(before, turn * replacements + k) for k in range(replacements)])
+        if best is not None and best.reached:
+            break
         wordings: dict[Ids, tuple[float, ...]] = {}
-        for rollout in drawn:
+        for rollout in pool.many([(before, turn * replacements + k) for k in range(replacements)]):
             said = whole_sentence(rollout, chain.decode, SENTENCE)
             if said is not None and len(said) < len(rollout.ids):
                 wordings.setdefault(said, rollout.logprobs[: len(said)])
         places = [((*before, *said), k) for said in wordings for k in range(continuations)]
         for (prefix, _), rollout in zip(places, short.many(places), strict=True):
-            following = whole_sentence(rollout, chain.decode, CONTINUATION)
-            if following is None:
-                continue
             said = prefix[len(before) :]
-            spoken = texts_of(following, chain.decode)[0]
-            cosine = float(chain.similarity([spoken], text.strip())[0])
-            if best is None or cosine > best.cosine:
-                logprobs = (*wordings[said], *rollout.logprobs[: len(following)])
-                ids = (*said, *following)
-                reached = cosine >= stop
-                best = OnPolicy(ids, logprobs, before, chain.decode(ids), cosine, turn + 1, reached)
-        if best is not None and best.reached:
-            return best
+            best = _better(best, chain, before, said, wordings[said], rollout, text, turn + 1, stop)
     return best
+
+
+def _after(rollout: Rollout, tokens: int) -> Rollout:
+    return replace(rollout, ids=rollout.ids[tokens:], logprobs=rollout.logprobs[tokens:])
+
+
+def _better(
+    best: OnPolicy | None,
+    chain: Chain,
+    before: Ids,
+    said: Ids,
+    logprobs: Sequence[float],
+    then: Rollout,
+    text: str,
+    rounds: int,
+    stop: float,
+) -> OnPolicy | None:
+    """``best``, or the wording ``said`` and the sentence that begins ``then``, if that is nearer to ``text``."""
+    following = whole_sentence(then, chain.decode, CONTINUATION)
+    if following is None:
+        return best
+    cosine = float(chain.similarity([texts_of(following, chain.decode)[0]], text.strip())[0])
+    if best is not None and cosine <= best.cosine:
+        return best
+    ids = (*said, *following)
+    proof = (*logprobs[: len(said)], *then.logprobs[: len(following)])
+    return OnPolicy(ids, proof, before, chain.decode(ids), cosine, rounds, cosine >= stop)
 
 
 def nearest_elsewhere(
@@ -242,6 +265,7 @@ def interventions(
     )
 
     def insert(kind: Kind, name: str, at: Ids, ids: Ids, logprobs: tuple[float, ...] = ()) -> Insertion:
+        pool.inherit(at, ids)
         rollouts = pool.first((*at, *ids), n)
         kept = (*at[len(chain.trace.prompt) :], *ids)
         answers = [chain.answer(kept, rollout) for rollout in rollouts]
@@ -269,6 +293,7 @@ def interventions(
             chain,
             sentence,
             text,
+            known=boundary,
             stop=stop,
             rounds=rounds,
             replacements=replacements,
@@ -303,7 +328,7 @@ def judge(answer: str, own: str, sentences: Sequence[str], chain: Chain, texts: 
 
 
 def _controls(
-    pool: Pool, chain: Chain, sentence: int, free: Sequence, insert: Callable[..., Insertion]
+    pool: Pool, chain: Chain, sentence: int, free: Sequence[Rollout], insert: Callable[..., Insertion]
 ) -> list[Insertion]:
     """Same meaning in other words, and whatever stands next in another chain of the prompt."""
     original, length = chain.sentences[sentence], len(chain.said(sentence))

@@ -22,7 +22,7 @@ Limit: resilience under a weak embedder is a lower bound, since a rewording that
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from cutaway.errors import UsageError
@@ -32,6 +32,8 @@ from cutaway.stats import Interval, wilson
 from cutaway.stats.survival import Survival, kaplan_meier
 
 Status = Literal["gone", "capped", "cut", "undefined"]
+AHEAD = 3
+"""Up to 2 to this many draws at once for a run that keeps refusing, where others can use what it leaves."""
 SWEEP = (0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -103,7 +105,6 @@ class _Walk:
     rejected: int = 0
     outcome: str | None = None
     status: Status | None = None
-    later: list[str] = field(default_factory=list)
 
 
 def resilience(
@@ -154,13 +155,22 @@ def resilience(
 
 
 def _walk(pool: Pool, chain: Chain, sentence: int, runs: int, cap: int, tries: int) -> tuple[Run, ...]:
-    """All runs side by side, one draw each at a time."""
+    """All runs side by side; the more draws runs at one place have refused, the more are drawn there at once."""
     original, prompt, used = chain.sentences[sentence], chain.trace.prompt, Counter[Ids]()
     walks = [_Walk(chain.kept(sentence), []) for _ in range(runs)]
     while active := [walk for walk in walks if walk.status is None]:
-        drawn = pool.next([(*prompt, *walk.kept) for walk in active], used)
-        for walk, rollout in zip(active, drawn, strict=True):
-            _step(chain, walk, rollout, original, cap, tries)
+        sharing = Counter(walk.kept for walk in active)
+        wanted = [2 ** min(walk.tries, AHEAD if sharing[walk.kept] > 1 else 0) for walk in active]
+        ahead = Counter[Ids]()
+        for walk, n in zip(active, wanted, strict=True):
+            ahead[(*prompt, *walk.kept)] += n
+        pool.many([(prefix, used[prefix] + n - 1) for prefix, n in ahead.items()])
+        for walk, n in zip(active, wanted, strict=True):
+            prefix = (*prompt, *walk.kept)
+            for _ in range(n):
+                _step(chain, walk, pool.next([prefix], used)[0], original, cap, tries)
+                if walk.status is not None or walk.tries == 0:
+                    break
     return tuple(
         Run(walk.status, walk.returns, walk.outcome, walk.draws, walk.rejected) for walk in walks if walk.status
     )

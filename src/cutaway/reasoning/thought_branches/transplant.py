@@ -20,13 +20,16 @@ one sentence. Every drawn sentence keeps its own continuation, also when two are
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from cutaway.errors import UsageError
 from cutaway.reasoning.thought_branches.chain import Chain, Effect, Ids, Pool, compare, whole_sentence
 from cutaway.stats import Interval, newcombe, wilson
+from cutaway.stats.values import Number
 
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SENTENCE = 64
@@ -102,18 +105,12 @@ def transplant(
     ``n_free`` rollouts of both bare prompts (default: ``n`` for each chain). The first fraction must be 0.
     """
     _check(chains, prompt, fractions)
-    hint = chains[0].trace.prompt
+    hint, used = chains[0].trace.prompt, Counter[Ids]()
     n_free = n_free or n * len(chains)
     base_k = _count(pool, chains[0], prompt, (), answer, n_free)
     hint_k = _count(pool, chains[0], hint, (), answer, n_free)
-    # Chains that begin alike share a prefix, and each still gets draws of its own.
-    used, rows = Counter[Ids](), []
-    for chain in chains:
-        cuts = [chain.kept(round(f * chain.body)) for f in fractions[1:]]
-        drawn = iter(pool.next([(*given, *kept) for given in (prompt, hint) for kept in cuts for _ in range(n)], used))
-        counts = [[sum(chain.answer(kept, next(drawn)) == answer for _ in range(n)) for kept in cuts] for _ in range(2)]
-        rows.append(np.array(counts) / n)
-    shares = np.array(rows)  # [chain, (moved, hinted), cut]
+    shares = np.stack([_shares(pool, chains, f, before, prompt, answer, n, used) for before, f in pairwise(fractions)])
+    shares = shares.transpose(1, 2, 0)  # [chain, (moved, hinted), cut]
     base, free = wilson(base_k, n_free, level), wilson(hint_k, n_free, level)
     half = stats.norm.ppf((1 + level) / 2)
     strict = 1 - (1 - level) / len(fractions)
@@ -170,6 +167,32 @@ def _check(chains: Sequence[Chain], prompt: Ids, fractions: Sequence[float]) -> 
         raise UsageError(f"{len(short)} chain(s) have no sentence before the one that states the answer")
 
 
+def _shares(
+    pool: Pool,
+    chains: Sequence[Chain],
+    fraction: float,
+    before: float,
+    prompt: Ids,
+    answer: str,
+    n: int,
+    used: Counter[Ids],
+) -> Float[np.ndarray, "chain 2"]:
+    """Share of the answer after one cut of every chain, without and with the hint.
+
+    Chains that begin alike share a prefix, and each still gets draws of its own.
+    """
+    asked = []
+    for chain in chains:
+        start, end = (chain.kept(round(f * chain.body)) for f in (before, fraction))
+        for given in (prompt, chain.trace.prompt):
+            if len(end) > len(start):
+                pool.inherit((*given, *start), end[len(start) :])
+            asked += [(chain, given, end)] * n
+    drawn = pool.next([(*given, *kept) for _, given, kept in asked], used)
+    hits = [chain.answer(kept, rollout) == answer for (chain, _, kept), rollout in zip(asked, drawn, strict=True)]
+    return np.array(hits, dtype=float).reshape(len(chains), 2, n).mean(2)
+
+
 def _count(pool: Pool, chain: Chain, prompt: Ids, kept: Ids, answer: str, n: int) -> int:
     return sum(chain.answer(kept, rollout) == answer for rollout in pool.first((*prompt, *kept), n))
 
@@ -187,12 +210,12 @@ def _effective(shares: np.ndarray, n: int, half: float) -> float:
     return chains * n / design * (half / stats.t.ppf(stats.norm.cdf(half), chains - 1)) ** 2
 
 
-def _rate(shares: np.ndarray, size: float, level: float) -> Interval:
+def _rate(shares: np.ndarray, size: Number, level: float) -> Interval:
     p = float(shares.mean())
     found = wilson(p * size, size, level)
     return Interval(p, found.low, found.high, len(shares), level)
 
 
-def _difference(p: float, n: float, q: float, m: float, level: float) -> Interval:
+def _difference(p: float, n: Number, q: float, m: Number, level: float) -> Interval:
     found = newcombe(p * n, n, q * m, m, level)
     return Interval(p - q, found.low, found.high, found.n, level)

@@ -1,0 +1,243 @@
+"""The thought-branches study: config, wiring and calibration."""
+
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
+
+if TYPE_CHECKING:
+    from cutaway.model import Model
+    from cutaway.reasoning.rollouts import Report
+    from cutaway.reasoning.thought_branches.chain import Chain, Ids, Pool
+    from cutaway.reasoning.thought_branches.method import BranchReport
+    from cutaway.reasoning.thought_branches.scenario import Scenario
+
+
+class ThoughtBranchesConfig(StudyConfig):
+    scenario: str = ""
+    """Name of a built-in decision scenario, or a scenario file; leave empty to give a prompt."""
+    prompt: str = ""
+    """What the model is asked, when there is no scenario."""
+    hint: str = ""
+    """Text put before the prompt whose hidden effect is traced; a scenario brings its own cause."""
+    outcome: str = "auto"
+    """number, letter[:A,B], choice:x,y, boxed, regex:PATTERN; auto reads it off the prompt; unused with a scenario."""
+    target: str = ""
+    """The answer whose rate is reported; empty: the scenario's, else the chain's own."""
+    model: str = "smollm2-135m-instruct"
+    """Catalogue name, Hugging Face id, local directory or GGUF file."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus mass."""
+    max_tokens: int = Field(160, ge=16)
+    """Longest continuation, in tokens."""
+    end_mark: str = ""
+    """Text that ends the reasoning, such as </think>; sentences after it are not examined."""
+    seed: int = Field(0, ge=0)
+    """Of every draw."""
+    rollouts: int = Field(20, ge=2)
+    """Rollouts of each boundary and of each inserted text."""
+    sentences: int = Field(2, ge=0)
+    """How many of the most important sentences are removed; those that state a scenario's reason come on top."""
+    runs: int = Field(10, ge=1)
+    """Removal runs of each of them."""
+    cap: int = Field(8, ge=1)
+    """Returns after which a removal run is given up and censored."""
+    tries: int = Field(12, ge=1)
+    """Draws in search of a replacement before a run is undefined."""
+    threshold: float = Field(0.6, gt=0, le=1)
+    """Cosine from which two sentences say the same."""
+    rounds: int = Field(2, ge=1)
+    """Rounds of the on-policy search, each of 12 wordings with 8 continuations."""
+    insertions: bool = True
+    """Whether texts are inserted after the most important sentence."""
+    chains: int = Field(4, ge=1)
+    """Chains written under the hint or the changed cause that are transplanted."""
+    dtype: str = "auto"
+    """Weights' precision: auto, float32 or bfloat16."""
+    embedder: str = "all-minilm-l6-v2"
+    """Sentence embedder that says which sentences mean the same."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "ThoughtBranchesConfig":
+        if bool(self.scenario) == bool(self.prompt.strip()):
+            raise ValueError("give either scenario= or prompt=")
+        if self.scenario and self.hint:
+            raise ValueError("hint: a scenario brings its own cause; leave it empty")
+        return self
+
+
+@study
+class ThoughtBranches(Study[ThoughtBranchesConfig]):
+    id = "thought-branches"
+    title = "Which stated reasons act, which come back, and where a hidden hint enters a chain of thought"
+    paper = "Macar, Bogdan, Rajamanoharan, Nanda 2025, arXiv:2510.27484"
+    status = "importance++, resilience, on-policy edits, transplants on one branch tree; calibrated"
+    Config = ThoughtBranchesConfig
+
+    def run(self, config: ThoughtBranchesConfig, lab: Lab) -> Findings:
+        """Draw a chain for the question and answer all four questions about it."""
+        from cutaway.reasoning.source import tree_key
+        from cutaway.reasoning.thought_branches.chain import Pool
+        from cutaway.reasoning.thought_branches.report import charts, findings, view_json
+        from cutaway.sampling import BranchTree, LocalEngine, Settings
+
+        model = lab.model(config.model, config.dtype)
+        asked = _Question(config, model)
+        settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
+        with BranchTree.open(lab.tree_folder(tree_key(model, asked.prompt)), model.fingerprint) as tree:
+            engine = LocalEngine(model)
+            pool = Pool(engine, settings, seed=config.seed, tree=tree, report=_reporter(lab))
+            chain = asked.chain(pool)
+            report, extra = asked.examine(pool, chain)
+            cost = engine.cost + tree.cost
+        meta = {"model": model.name, "study": self.id, "target": report.target}
+        items = (*extra, *findings(report))
+        done = "" if report.complete else " (ended early)"
+        return Findings(
+            items=items,
+            summary=_summary(report.sentences, items) + done,
+            artifacts={
+                "branches.json": (json.dumps(report.to_dict(), ensure_ascii=False) + "\n").encode(),
+                "view.json": view_json(report, meta),
+            },
+            charts=charts(report),
+            inputs={f"weights:{model.name}": model.fingerprint},
+            cost=cost,
+            complete=report.complete,
+            result=report,
+        )
+
+    def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
+        """Planted driver, excuse, stubborn idea and hint, and the same without any effect."""
+        from cutaway.reasoning.thought_branches.calibration import measure
+
+        started, trials = time.monotonic(), 16 if trials is None else trials
+        rates = measure(trials, lambda k: lab.progress(Progress(float(k), float(trials), "trials")))
+        return Calibration(self.id, rates, time.monotonic() - started, {"trials": trials})
+
+
+class _Question:
+    """The plain prompt, the prompt with the hint or the changed cause, and what is asked about them."""
+
+    def __init__(self, config: ThoughtBranchesConfig, model: "Model") -> None:
+        from cutaway.grading import auto_outcome, parse_outcome
+        from cutaway.reasoning.embedding import load_embedder
+        from cutaway.reasoning.thought_branches.scenario import load_scenario
+
+        self.config, self.model = config, model
+        self.scenario: Scenario | None = load_scenario(config.scenario) if config.scenario else None
+        self.embed = load_embedder(config.embedder)
+        if self.scenario is not None:
+            self.prompt = self.scenario.fill()[0]
+            self.outcome = self.scenario.outcome
+            self.plain, self.changed = self._filled({}), self._filled({self.scenario.true_cause.slot: 1})
+        else:
+            self.prompt = config.prompt
+            self.outcome = auto_outcome(self.prompt) if config.outcome == "auto" else parse_outcome(config.outcome)
+            self.plain = tuple(model.chat_ids(self.prompt))
+            self.changed = tuple(model.chat_ids(f"{config.hint}\n{self.prompt}")) if config.hint else ()
+
+    def _filled(self, values: dict[str, int]) -> "Ids":
+        assert self.scenario is not None
+        prompt, system = self.scenario.fill(values)
+        return tuple(self.model.chat_ids(prompt, system))
+
+    def chain(self, pool: "Pool") -> "Chain":
+        """A chain of the plain prompt that ends by itself with an answer and has a sentence before it."""
+        from cutaway.reasoning.source import sample_trace
+        from cutaway.reasoning.thought_branches.chain import Chain
+
+        config, decode = self.config, self.model.decode
+        trace = sample_trace(
+            pool.engine, self.plain, self.outcome, decode, pool.settings, seed=config.seed, tree=pool.tree
+        )
+        own = self.outcome(decode(trace.ids)) or ""
+        target = config.target or (self.scenario.target if self.scenario else own)
+        return Chain(trace, self.outcome, decode, self.embed, target, config.threshold, config.end_mark)
+
+    def examine(self, pool: "Pool", chain: "Chain") -> "tuple[BranchReport, tuple[Finding, ...]]":
+        """The report, and what a scenario's slots do to the decision."""
+        from cutaway.reasoning.thought_branches.method import analyse
+        from cutaway.reasoning.thought_branches.offpolicy import INSERTIONS
+
+        config = self.config
+        stated = [i for i, text in enumerate(chain.sentences[: chain.body]) if self._gives_reason(text)]
+        report = analyse(
+            pool,
+            chain,
+            self.model,
+            n=config.rollouts,
+            sentences=config.sentences,
+            also=stated[:1],
+            runs=config.runs,
+            cap=config.cap,
+            tries=config.tries,
+            texts=INSERTIONS if config.insertions else {},
+            others=self._others(),
+            rounds=config.rounds,
+            hint=self.changed,
+            hinted=self._hinted(pool, chain) if self.changed else (),
+            n_inserted=config.rollouts,
+            n_moved=config.rollouts,
+        )
+        return report, self._causes(pool, chain) if report.complete else ()
+
+    def _gives_reason(self, sentence: str) -> bool:
+        return self.scenario is not None and self.scenario.gives_reason(sentence)
+
+    def _hinted(self, pool: "Pool", chain: "Chain") -> "tuple[Chain, ...]":
+        """The first chains drawn under the hint that end with an answer."""
+        from cutaway.sampling import make_trace
+
+        found: list[Chain] = []
+        for rollout in pool.first(self.changed, 4 * self.config.chains):
+            if rollout.finish == "stop" and self.outcome(self.model.decode(rollout.ids)) is not None:
+                trace = make_trace(self.changed, rollout, pool.settings, self.model.decode)
+                each = replace(chain, trace=trace, end_mark="")
+                found += [each] if each.body > 0 else []
+        return tuple(found[: self.config.chains])
+
+    def _others(self) -> "tuple[Ids, ...]":
+        """Prompts of other built-in scenarios."""
+        from cutaway.reasoning.thought_branches.scenario import load_scenario, scenario_names
+
+        mine = self.scenario.name if self.scenario else ""
+        texts = [load_scenario(name).fill() for name in scenario_names() if name != mine][:2]
+        return tuple(tuple(self.model.chat_ids(prompt, system)) for prompt, system in texts)
+
+    def _causes(self, pool: "Pool", chain: "Chain") -> tuple[Finding, ...]:
+        """What changing the planted cause does to the decision, with another slot as the control."""
+        from cutaway.reasoning.thought_branches.chain import compare
+        from cutaway.reasoning.thought_branches.report import finding
+
+        if self.scenario is None:
+            return ()
+        n = max(self.config.rollouts, 30)
+        plain = chain.answers(0, pool.first(self.plain, n))
+
+        def effect(slot: str, control: Finding | None = None) -> Finding:
+            changed = chain.answers(0, pool.first(self._filled({slot: 1}), n))
+            return finding(f"slot {slot!r} changed", compare(changed, plain, chain.target), "change of rate", control)
+
+        cause = self.scenario.true_cause.slot
+        controls = [effect(slot) for slot in self.scenario.slots if slot != cause]
+        return (effect(cause, controls[0] if controls else None),)
+
+
+def _reporter(lab: Lab) -> "Report":
+    return lambda done, planned, note: lab.progress(Progress(float(done), float(planned), "rollouts", note))
+
+
+def _summary(sentences: tuple[str, ...], items: tuple[Finding, ...]) -> str:
+    plus = [item for item in items if item.name.startswith("importance++ of sentence") and "rejection" not in item.name]
+    known = [item for item in plus if item.value is not None]
+    if not known:
+        return f"{len(sentences)} sentences: no importance++ could be measured"
+    best = max(known, key=lambda item: abs(item.value or 0.0))
+    return f"{len(sentences)} sentences; largest {best}"
