@@ -95,7 +95,7 @@ def test_the_plan_makes_its_steps_appear_and_nothing_else_does():
 
 def test_without_effects_hardly_any_link_survives():
     source = reasoner("fffpffa", no_effect=True, filler=(0.4, 0.3, 0.2, 0.1))
-    runs = [influence_of(source, seed, n=40)[0] for seed in range(6)]
+    runs = [influence_of(source, seed, n=40)[0] for seed in range(4)]
     assert sum(run.kept.any() for run in runs) <= 1
     assert sum(run.control > 0 for run in runs) <= 1
     assert all(run.tested > 10 for run in runs)

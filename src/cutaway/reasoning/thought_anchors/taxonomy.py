@@ -20,6 +20,7 @@ labels dealt   0.22      0.12      0.00 [-0.02, 0.02]
 =============  ========  ========  ===========================
 
 Linear beats the rules by 0.06 [0.01, 0.11] in accuracy (paired, over problems), in eight problems of ten.
+``zero-shot`` depends on the model and was not measured; `measure_agreement` does it.
 
 So a category is right six times in ten by the paper's own labels, which are one model's judgement made without a
 second opinion. Confused most: fact retrieval and checking with computation. Use the categories to find one's way,
