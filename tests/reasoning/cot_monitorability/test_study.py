@@ -185,6 +185,21 @@ def test_split_run(text, chain, action):
     assert action is None or found[1] == action
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("So the answer is B.", "B"),
+        ("**Answer: (C)** because", "C"),
+        ("The answer is A. No, the answer would be D.", "D"),
+        ("A) 78 B) 71 C) 77 D) 81", None),
+        ("The answer is a bit longer.", None),
+        ('The answer is "Z".', None),
+    ],
+)
+def test_only_a_stated_letter_is_an_answer(text, letter):
+    assert runs_module.LETTER(text) == letter
+
+
 def test_a_run_cut_short_has_no_action():
     assert split_run("We add them up. Then we", answered=False) == (("We add them up. Then we",), "")
     assert split_run("We add them up. Then we go on", answered=False)[1] == ""

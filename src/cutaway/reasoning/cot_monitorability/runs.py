@@ -13,7 +13,8 @@ from cutaway.sampling import BranchTree, Engine, Rollout, Settings
 if TYPE_CHECKING:
     from cutaway.model import Model
 
-LETTER = parse_outcome("letter:" + ",".join(LETTERS))
+LETTER = parse_outcome(rf"""regex:[Aa]nswer(?: is| would be| should be|:)*[\s:*'"(]*([{LETTERS}])(?![\w'])""")
+"""The letter that the last stated answer names. Small models list the options again: a letter alone is no answer."""
 
 
 @dataclass(frozen=True)
