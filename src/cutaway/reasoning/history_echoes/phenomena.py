@@ -10,13 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cutaway.errors import UsageError, nearest
+from cutaway.grading.refusal import grade_refusal
 from cutaway.reasoning.history_echoes.data import Item
 
-_REFUSALS = (
-    "i can't", "i cannot", "i can not", "i'm sorry", "i am sorry", "i apologize", "i apologise", "i'm unable",
-    "i am unable", "i'm not able", "i am not able", "i won't", "i must decline", "not comfortable",
-    "against my guidelines", "as an ai language model",
-)  # fmt: skip
 _AGREES = re.compile(r"\b(yes|yeah|correct|right|agree|true|exactly|indeed|absolutely|precisely)\b")
 _DENIES = re.compile(
     r"\b(no|not|nope|incorrect|wrong|false|disagree|mistaken|untrue|inaccurate|never|cannot)\b|n't\b|\bhowever\b"
@@ -61,9 +57,8 @@ def is_wrong(answer: str, item: Item) -> bool:
 
 
 def refused(answer: str, item: Item | None = None) -> bool:
-    """True when a phrase of refusal occurs."""
-    text = answer.lower().replace("\u2019", "'")
-    return any(phrase in text for phrase in _REFUSALS)
+    """True when the answer opens with, or soon says, a phrase of refusal."""
+    return grade_refusal(answer) == "refuse"
 
 
 def agreed(answer: str, item: Item | None = None) -> bool:

@@ -19,7 +19,7 @@ from cutaway.reasoning.history_echoes.dialogue import Asked, Chat, Dialogues, ca
 from cutaway.reasoning.history_echoes.forced import ForcedResult, contrasts, make_targets, run_forced
 from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry, trapped_signal
 from cutaway.reasoning.history_echoes.markov import Outcomes, Stickiness, measure_stickiness
-from cutaway.reasoning.history_echoes.phenomena import PHENOMENA, Phenomenon, get_phenomenon
+from cutaway.reasoning.history_echoes.phenomena import Phenomenon, get_phenomenon
 from cutaway.sampling.types import Cost, Settings
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
@@ -308,4 +308,4 @@ def _series(name: str, found: list[Finding], control: bool = False) -> Series:
     return Series(name, tuple(each.value for each in found), tuple(ends[0]), tuple(ends[1]), control)
 
 
-__all__ = ["PHENOMENA", "HistoryEchoes", "HistoryEchoesConfig", "HistoryEchoesResult", "measure"]
+__all__ = ["HistoryEchoes", "HistoryEchoesConfig", "HistoryEchoesResult", "measure"]
