@@ -22,10 +22,10 @@ from cutaway.study import Findings, get_study, parse_config
 
 OPTIONS = {"driver": 3.0, "doubt": 2.0, "foreign": 0.5, "cue": 1.0, "step": 0.5, "stubborn": QUICK, "idea": 2.0}
 SMALL = {
-    "n": 16,
+    "n": 10,
     "sentences": 2,
-    "runs": 4,
-    "n_inserted": 8,
+    "runs": 3,
+    "n_inserted": 5,
     "tries": 40,
     "texts": {"doubt": FOREIGN},
     "search": ["doubt"],
@@ -44,7 +44,7 @@ def hints(source):
         "hint": source.hinted_ids,
         "hinted": [chain_of(source, k, hinted=True) for k in range(3)],
         "others": [source.hinted_ids],
-        "n_moved": 10,
+        "n_moved": 5,
     }
 
 
@@ -61,7 +61,7 @@ def test_a_report_holds_all_four_answers(report):
     assert {each.kind for each in report.interventions.items} >= {"handwritten", "on-policy", "other problem"}
     assert report.mediation.chains == 3
     assert len(report.swaps) == 5
-    assert report.control.n_with == 8
+    assert report.control.n_with == 5
     assert report.control.rate.low <= 0 <= report.control.rate.high
     assert "".join(report.sentences).startswith(" Plan")
     frame = report.to_frame()
@@ -116,7 +116,7 @@ def spent_together_and_apart(n: int, runs: int, inserted: int) -> tuple[int, int
 
 
 def test_sharing_saves_more_than_half_of_the_tokens():
-    together, apart = spent_together_and_apart(n=30, runs=6, inserted=10)
+    together, apart = spent_together_and_apart(n=16, runs=4, inserted=5)
     assert together < 0.5 * apart
 
 
@@ -127,14 +127,15 @@ def test_sharing_saves_three_fifths_at_the_paper_s_numbers():
     assert together <= 0.4 * apart
 
 
-def test_an_interrupted_run_goes_on_without_drawing_again(everything, tmp_path):
-    source, chain = everything
+def test_an_interrupted_run_goes_on_without_drawing_again(tmp_path):
+    source = planted("swa", **OPTIONS)
+    chain = chain_with(source, " Idea")
     options = SMALL | hints(source)
     with tree_of(source, tmp_path / "whole") as tree:
         pool = pool_of(source, tree=tree)
         whole = analyse(pool, chain, source.model, **options)
         needed = pool.engine.cost.decoded
-    spent, stops = 0, [3, 150, 300]
+    spent, stops = 0, [3, 60]
     for stop in [*stops, None]:
         seen = 0
 
@@ -187,9 +188,9 @@ def test_the_study_is_registered_and_refuses_contradictions():
 
 def test_calibration_in_small():
     seen = []
-    rates = {rate.name: rate for rate in measure(2, seen.append, runs=8, n=30)}
-    assert seen == [0, 1]
-    assert rates["false importance++"].trials == rates["importance++ coverage"].trials == 6
-    assert rates["importance++ coverage"].hits >= 3
+    rates = {rate.name: rate for rate in measure(1, seen.append, runs=6, n=20)}
+    assert seen == [0]
+    assert rates["false importance++"].trials == rates["importance++ coverage"].trials == 3
+    assert rates["importance++ coverage"].hits >= 2
     assert rates["false importance++"].hits <= 1
-    assert rates["transplant curve"].hits >= 1
+    assert rates["transplant curve"].trials == rates["false mediation"].trials == 1

@@ -19,7 +19,7 @@ def stubborn():
 
 def test_a_stubborn_idea_returns_and_is_gone_in_the_end(stubborn):
     source, chain = stubborn
-    found = resilience(pool_of(source), chain, 1, runs=60, n=120, tries=60, level=0.999)
+    found = resilience(pool_of(source), chain, 1, runs=40, n=100, tries=60, level=0.999)
     exact = source.exact(chain.trace.ids, 1)
     assert exact.resilience(20) == pytest.approx(3.95, abs=0.02)
     assert found.mean.low <= exact.resilience(20) <= found.mean.high
@@ -49,22 +49,22 @@ def test_driver_and_excuse_never_return():
 
 def test_a_replacement_that_says_the_same_is_no_return(stubborn):
     source, chain = stubborn
-    found = resilience(pool_of(source), chain, 0, runs=40, n=40, tries=60)
-    assert sum(run.rejected for run in found.runs) > 10
+    found = resilience(pool_of(source), chain, 0, runs=25, n=25, tries=60)
+    assert sum(run.rejected for run in found.runs) > 5
     assert all(run.returns == 0 and run.status == "gone" for run in found.runs)
-    assert sum(run.draws for run in found.runs) == 40 + sum(run.rejected for run in found.runs)
+    assert sum(run.draws for run in found.runs) == 25 + sum(run.rejected for run in found.runs)
 
 
 def test_capped_runs_are_censored_and_left_out(stubborn):
     source, chain = stubborn
     pool = pool_of(source)
-    long, short = (resilience(pool, chain, 1, runs=30, n=100, cap=cap, tries=60, level=0.999) for cap in (60, 1))
+    long, short = (resilience(pool, chain, 1, runs=24, n=60, cap=cap, tries=60, level=0.999) for cap in (60, 1))
     assert long.count("capped") == 0
-    assert short.count("capped") > 15
+    assert short.count("capped") > 12
     assert all(run.outcome is None for run in short.runs if run.status == "capped")
     assert short.mean.value == pytest.approx(long.curve.at(0), abs=1e-9)
     assert short.curve.censored == short.count("capped")
-    assert short.plus.n_without == short.count("gone") < long.plus.n_without == 30
+    assert short.plus.n_without == short.count("gone") < long.plus.n_without == 24
     exact = source.exact(chain.trace.ids, 1)
     for each in (long, short):
         assert each.plus.rate.low <= exact.kept - exact.gone <= each.plus.rate.high

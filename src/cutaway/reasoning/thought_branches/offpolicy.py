@@ -23,7 +23,7 @@ Plain continuations are judged too: read every share against theirs. Rule 3 sees
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -257,63 +257,73 @@ def interventions(
     free = pool.first(before, boundary)
     pool.inherit(before, chain.said(sentence))
     baseline = pool.first(after, boundary)
-    plain_answers = chain.answers(sentence + 1, baseline)
     own = chain.outcome(chain.decode(chain.trace.ids)) or NO_ANSWER
-    plain_verdicts = Counter(
-        judge(answer, own, texts_of(r.ids, chain.decode), chain, list(texts.values()))
-        for answer, r in zip(plain_answers, baseline, strict=True)
-    )
-
-    def insert(kind: Kind, name: str, at: Ids, ids: Ids, logprobs: tuple[float, ...] = ()) -> Insertion:
-        pool.inherit(at, ids)
-        rollouts = pool.first((*at, *ids), n)
-        kept = (*at[len(chain.trace.prompt) :], *ids)
-        answers = [chain.answer(kept, rollout) for rollout in rollouts]
-        said = chain.decode(ids)
-        verdicts = Counter(
-            judge(answer, own, texts_of(r.ids, chain.decode), chain, [said])
-            for answer, r in zip(answers, rollouts, strict=True)
-        )
-        return Insertion(
-            kind=kind,
-            name=name,
-            text=said,
-            on_policy=bool(logprobs),
-            mean_logprob=float(np.mean(logprobs)) if logprobs else mean_logprob(model, at, ids),
-            tokens=len(ids),
-            effect=compare(answers, plain_answers, chain.target, level=level),
-            verdicts={verdict: verdicts[verdict] for verdict in VERDICTS},
-            ids=ids,
-            logprobs=logprobs,
-        )
-
-    def search_on_policy(text: str) -> OnPolicy | None:
-        return find_on_policy(
-            pool,
-            chain,
-            sentence,
-            text,
-            known=boundary,
-            stop=stop,
-            rounds=rounds,
-            replacements=replacements,
-            continuations=continuations,
-        )
-
+    insert = _Insert(pool, chain, model, own, tuple(chain.answers(sentence + 1, baseline)), n, level)
     items = [insert("handwritten", name, after, tuple(model.encode(text))) for name, text in texts.items()]
     for name in search:
         if others:
             near = nearest_elsewhere(pool, chain, others, texts[name])
             why = "no other chain has a whole sentence"
             items.append(insert("other problem", name, after, near[0]) if near else _none("other problem", name, why))
-        found = search_on_policy(texts[name])
+        found = find_on_policy(
+            pool,
+            chain,
+            sentence,
+            texts[name],
+            known=boundary,
+            stop=stop,
+            rounds=rounds,
+            replacements=replacements,
+            continuations=continuations,
+        )
         why = "no draw of the search has a whole next sentence"
         items.append(
             insert("on-policy", name, before, found.ids, found.logprobs) if found else _none("on-policy", name, why)
         )
     items += _controls(pool, chain, sentence, free, insert)
     trend, used = _trend(items)
-    return Interventions(sentence, tuple(items), {v: plain_verdicts[v] for v in VERDICTS}, trend, used)
+    plain = insert.verdicts(insert.plain, baseline, list(texts.values()))
+    return Interventions(sentence, tuple(items), plain, trend, used)
+
+
+@dataclass(frozen=True)
+class _Insert:
+    """Puts a text somewhere, goes on from it and compares with plain continuations."""
+
+    pool: Pool
+    chain: Chain
+    model: Model
+    own: str
+    plain: tuple[str, ...]
+    n: int
+    level: float
+
+    def __call__(self, kind: Kind, name: str, at: Ids, ids: Ids, logprobs: tuple[float, ...] = ()) -> Insertion:
+        chain, said = self.chain, self.chain.decode(ids)
+        self.pool.inherit(at, ids)
+        rollouts = self.pool.first((*at, *ids), self.n)
+        kept = (*at[len(chain.trace.prompt) :], *ids)
+        answers = [chain.answer(kept, rollout) for rollout in rollouts]
+        return Insertion(
+            kind=kind,
+            name=name,
+            text=said,
+            on_policy=bool(logprobs),
+            mean_logprob=float(np.mean(logprobs)) if logprobs else mean_logprob(self.model, at, ids),
+            tokens=len(ids),
+            effect=compare(answers, self.plain, chain.target, level=self.level),
+            verdicts=self.verdicts(answers, rollouts, [said]),
+            ids=ids,
+            logprobs=logprobs,
+        )
+
+    def verdicts(self, answers: Sequence[str], rollouts: Sequence[Rollout], texts: Sequence[str]) -> dict[Verdict, int]:
+        """How many continuations got each verdict."""
+        found = Counter(
+            judge(answer, self.own, texts_of(rollout.ids, self.chain.decode), self.chain, texts)
+            for answer, rollout in zip(answers, rollouts, strict=True)
+        )
+        return {verdict: found[verdict] for verdict in VERDICTS}
 
 
 def judge(answer: str, own: str, sentences: Sequence[str], chain: Chain, texts: Sequence[str]) -> Verdict:
@@ -327,9 +337,7 @@ def judge(answer: str, own: str, sentences: Sequence[str], chain: Chain, texts: 
     return "acknowledged" if repeats or any(RECONSIDERS.match(each) for each in heard) else "no effect"
 
 
-def _controls(
-    pool: Pool, chain: Chain, sentence: int, free: Sequence[Rollout], insert: Callable[..., Insertion]
-) -> list[Insertion]:
+def _controls(pool: Pool, chain: Chain, sentence: int, free: Sequence[Rollout], insert: _Insert) -> list[Insertion]:
     """Same meaning in other words, and whatever stands next in another chain of the prompt."""
     original, length = chain.sentences[sentence], len(chain.said(sentence))
     same = []
