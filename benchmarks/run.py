@@ -11,7 +11,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-BENCHMARKS = ("tree", "capture", "resample", "load", "estimator", "replay_published")
+BENCHMARKS = (
+    "tree",
+    "capture",
+    "resample",
+    "load",
+    "attention",
+    "dialogue",
+    "monitor",
+    "estimator",
+    "replay_published",
+)
 OWN_OPTIONS = ("replay_published",)
 """These take no --quick and have a table of their own."""
 

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cutaway.model import Model
-from cutaway.planted import induction, linear_direction, null_model, reasoner
+from cutaway.planted import (
+    branches,
+    cue_model,
+    dilution,
+    echo,
+    induction,
+    linear_direction,
+    null_model,
+    reasoner,
+    receiver,
+)
 
 BUILD = {
     "reasoner": lambda: (
@@ -20,7 +30,14 @@ BUILD = {
     "induction": lambda: (induction().model, "Copy ba du ki ba du ki"),
     "direction": lambda: (linear_direction().model, linear_direction().texts(1, concept=True)[0]),
     "null": lambda: (null_model().model, null_model().texts(1)[0]),
+    "branches": lambda: (branches().model, branches().model.decode(branches().sample(0))),
+    "cue": lambda: (cue_model(0.6, 0.5).model, cue_model(0.6, 0.5).prompt(0, 1)),
+    "dilution": lambda: (dilution().model, dilution().requests(forbidden=True)[0]),
+    "echo": lambda: (echo().model, echo().model.decode(range(4, 12))),
+    "receiver": lambda: (receiver().model, receiver().model.decode(receiver().trace(0).ids)),
 }
+TURNS = ("planted-dilution", "planted-echo")
+"""These mark whose turn it is."""
 
 
 @functools.cache
@@ -54,7 +71,11 @@ def test_tokenizer_is_lossless_on_any_ascii_text(text):
 
 def test_chat_template_leaves_the_prompt_as_it_is(planted):
     model, text = planted
-    assert model.chat_ids(text) == model.encode(text)
+    ids, inside = model.encode(text), model.chat_ids(text)
+    if model.name.startswith(TURNS):
+        assert any(inside[at : at + len(ids)] == ids for at in range(len(inside)))
+    else:
+        assert inside == ids
 
 
 def test_save_and_load_keep_every_number(planted, tmp_path):

@@ -9,6 +9,11 @@ edited like any other.
     induction         completes repeated sequences with two known heads (circuits, attention)
     linear_direction  one direction carries a concept and moves a logit difference (probes, steering)
     null_model        random weights and labels: nothing to find (false-positive rates)
+    branches          chains with a driver, a decorative reason, a stubborn idea, a hidden hint (thought branches)
+    receiver          heads that read a plan sentence and copy it (receiver heads, suppression)
+    cue_model         follows a hint and says so at known rates (monitorability); `Policy` is the same as a script
+    dilution          a refusal check whose attention thins out with length, or does not (hijacking)
+    echo              copies the style of its last answer with known probability (carry-over, geometry)
 
 ``reasoner`` has its own nulls: ``null=True`` (nothing before the digit matters) and ``no_effect=True``
 (nothing matters at all).
@@ -28,24 +33,44 @@ To add the planted model of another method, write one module here with
 Random-looking weights come from a local generator; building a model leaves the global random state alone.
 """
 
+from cutaway.planted.branches import Branches, branches
+from cutaway.planted.dilution import Dilution, DilutionTruth, dilution
 from cutaway.planted.direction import DirectionTruth, LinearDirection, linear_direction
+from cutaway.planted.echo import Echo, EchoTruth, echo
 from cutaway.planted.induction import Induction, InductionTruth, induction
 from cutaway.planted.null import NullModel, NullTruth, null_model
+from cutaway.planted.policy import CueModel, Policy, PolicyTruth, cue_model
 from cutaway.planted.process import EXACT
 from cutaway.planted.reasoner import Reasoner, ReasonerTruth, reasoner
+from cutaway.planted.receiver import Receiver, ReceiverTruth, receiver
 
 __all__ = [
     "EXACT",
+    "Branches",
+    "CueModel",
+    "Dilution",
+    "DilutionTruth",
     "DirectionTruth",
+    "Echo",
+    "EchoTruth",
     "Induction",
     "InductionTruth",
     "LinearDirection",
     "NullModel",
     "NullTruth",
+    "Policy",
+    "PolicyTruth",
     "Reasoner",
     "ReasonerTruth",
+    "Receiver",
+    "ReceiverTruth",
+    "branches",
+    "cue_model",
+    "dilution",
+    "echo",
     "induction",
     "linear_direction",
     "null_model",
     "reasoner",
+    "receiver",
 ]
