@@ -44,7 +44,7 @@ def test_target_is_met_and_request_and_cue_stay_the_same(source: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(8, 700), st.sampled_from(RELEVANCES), st.integers(0, 99))
+@given(st.integers(16, 700), st.sampled_from(RELEVANCES), st.integers(0, 99))
 def test_any_length(tokens: int, relevance: Relevance, seed: int) -> None:
     source = "law" if relevance == "topic" else "grid"
     preamble = make_preamble(MODEL, tokens, relevance, source=source, seed=seed)

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from cutaway.errors import UsageError
-from cutaway.grading.refusal import ANSWERED, Outcome, clustered_mean, refusal_rate
+from cutaway.grading.refusal import ANSWERED, Outcome
+from cutaway.reasoning.cot_hijacking.rates import clustered_mean, refusal_rate
 from cutaway.stats import Interval, wilson
 
 CONTROL = "random"

@@ -60,7 +60,7 @@ class HeadScan:
         return 1 - self.share[-1] / np.maximum(self.share[0], 1e-12)
 
     def ranking(self, by: str = "needed") -> list[Head]:
-        """Heads, most refusal lost to length first (``needed`` times `starved`); ``by="share"``: most attention lost."""
+        """Heads, most refusal lost to length first (``needed`` times `starved`); ``share``: most attention lost."""
         if by not in ("needed", "share"):
             raise UsageError(f"by={by!r}: choose needed or share")
         score = self.needed * self.starved if by == "needed" else self.share[0] - self.share[-1]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cutaway.grading.refusal import Outcome, grade_refusal, kappa, opens_with_refusal
+from cutaway.grading.refusal import Outcome, grade_refusal, opens_with_refusal
 from cutaway.model import Model
 from cutaway.reasoning.cot_hijacking.data import Goal
 from cutaway.reasoning.cot_hijacking.direction import (
@@ -34,6 +34,7 @@ from cutaway.reasoning.cot_hijacking.direction import (
 from cutaway.reasoning.cot_hijacking.factorial import Cell, Trial
 from cutaway.reasoning.cot_hijacking.heads import GiveBack, HeadScan, HeadTest, ablate_heads, give_back, scan_heads
 from cutaway.reasoning.cot_hijacking.length import Prompt, Relevance, make_preamble, make_prompt, over_context
+from cutaway.reasoning.cot_hijacking.rates import kappa
 from cutaway.reasoning.cot_hijacking.reading import Readout
 from cutaway.reasoning.rollouts import Report, draw_rollouts
 from cutaway.sampling import Cost, LocalEngine, Settings

@@ -170,8 +170,8 @@ def rates(tally: "Tally") -> tuple[Rate, ...]:
 
 def outside_findings(config: CotHijackingConfig, measured: "Measured", result: "Factorial") -> tuple[Finding, ...]:
     """Base rate first, then the effect of length with its control, then how far the verdicts can be trusted."""
-    from cutaway.grading.refusal import refusal_rate
     from cutaway.reasoning.cot_hijacking.factorial import Cell, power
+    from cutaway.reasoning.cot_hijacking.rates import refusal_rate
 
     bare, far = Cell(0), Cell(max(config.lengths))
     base = result.rates.get(bare)
