@@ -14,13 +14,14 @@ from page_reader import CONTRAST, HOSTILE, Page, check_sealed
 from cutaway.charts import Chart, Heat, Series
 from cutaway.errors import UsageError
 from cutaway.explain import anchors_view, calibration_page, report_of_run, run_page
+from cutaway.explain.explain import with_companions
 from cutaway.explain.figures import figure
 from cutaway.explain.findings import finding_rows
 from cutaway.explain.heats import FINEST_HEAT
 from cutaway.explain.svg import ticks
 from cutaway.ledger import Ledger, RunRecord
 from cutaway.reasoning.thought_anchors.result import AnchorMap
-from cutaway.reasoning.view import TraceView
+from cutaway.reasoning.view import Links, TraceView, Track
 from cutaway.sampling.types import Cost
 from cutaway.study import Calibration, Finding, Findings, Rate
 
@@ -295,3 +296,18 @@ def test_the_run_page_in_a_browser(open_page: Open, make_view: MakeView, scheme:
     assert page.locator(".chart svg[role=img]").count() == 3
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_runs_on_one_trace_line_up_on_one_page(tmp_path: Path, make: Callable[..., AnchorMap]) -> None:
+    links = Links("suppression", "what hiding does", ((0, 1, 0.5),))
+    own = anchors_view(make("decided"), title="t")
+    other = replace(own, tracks=(Track("resilience", "rounds", (1.0,) * len(own.sentences)),), links=(links,))
+    elsewhere = replace(other, sentences=("Another.", *own.sentences[1:]), links=())
+    with Ledger(f"sqlite:///{tmp_path / 'l.db'}") as ledger:
+        for name, view, weights in (("a", own, "w"), ("b", other, "w"), ("c", elsewhere, "w"), ("d", other, "v")):
+            made = replace(RUN, id=name * 10, config={"prompt": "p"}, inputs={"weights:m": weights})
+            ledger.add_run(made, Findings((), "s", {"view.json": json.dumps(view.to_dict()).encode()}))
+        merged = with_companions(ledger, ledger.run("a" * 10), own)
+        assert [track.name for track in merged.tracks] == [*(track.name for track in own.tracks), "resilience"]
+        assert merged.links == (*own.links, links)
+        assert with_companions(ledger, ledger.run("c" * 10), elsewhere) == elsewhere

@@ -223,6 +223,12 @@ def test_sliding_windows_and_edits_together():
     assert [rows[0].ids for rows in found] == [naive_greedy(model, TEXT[:k], 24, edits) for k in (6, 20)]
 
 
+def test_the_same_edit_works_twice_even_for_a_single_token(llama):
+    edits, one = edits_of(llama)["heads off"], [Request(TEXT, (0,), Settings(0.0, max_tokens=1))]
+    engine = LocalEngine(llama)
+    assert rows_of(engine, one, edits) == rows_of(engine, one, edits)
+
+
 def test_a_bad_request_is_refused_when_asked_not_when_read(llama):
     with pytest.raises(UsageError, match="prefix is empty"):
         LocalEngine(llama).stream([Request((), (0,), GREEDY)])

@@ -82,7 +82,7 @@ def with_companions(ledger: Ledger, run: RunRecord, view: TraceView) -> TraceVie
         found = TraceView.from_dict(json.loads(ledger.artifact(other.id, "view.json")))
         if found.sentences != view.sentences:
             continue
-        known = {each.name for each in (*view.tracks, *view.links)}
+        known = {track.name for track in view.tracks} | {links.name for links in view.links}
         view = replace(
             view,
             tracks=(*view.tracks, *(each for each in found.tracks if each.name not in known)),

@@ -69,6 +69,8 @@ class LocalEngine:
         return self._stream(requests, edits)
 
     def _stream(self, requests: Sequence[Request], edits: "Sequence[Edit]") -> Iterator[tuple[int, Rollout]]:
+        if edits:
+            self._known = None  # an edit must meet a forward pass, also where the last call left the same prefix
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
             for ids, members in _by_trunk(requests):
                 trunk = self._trunk(ids, tuple(edit.digest for edit in edits))
