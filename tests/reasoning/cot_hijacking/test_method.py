@@ -110,6 +110,8 @@ def test_looking_inside_a_planted_model() -> None:
     assert last[0] > last[1] > last[2]
     assert found.component_change.high < 0
     assert found.told_apart[0].value == 1
+    assert list(found.bare) == [goal.name for goal in asked[7:]]
+    assert min(found.bare.values()) > 0.2
     assert len(found.to_dict()["component"]) == 3
 
 

@@ -52,13 +52,14 @@ def test_a_run_on_a_planted_model(folder: Path) -> None:
     by_name = {item.name: item for item in found.items}
     assert by_name["refusal after 300 tokens, puzzle"].control is not None
     assert by_name["ways in which the length effect is confounded"].value == 0
+    assert by_name["refused told from answered by r, bare requests (AUC)"].undefined
     charts = charts_from_json(found.artifacts["charts.json"])
     assert [type(chart) is Heat for chart in charts] == [False, True, False]
     kept = json.loads(found.artifacts["cot_hijacking.json"])
     assert "cannot help" not in json.dumps(kept)
     assert {row["outcome"] for row in kept["measured"]["trials"]} == {"refuse", "comply"}
     assert kept["inside"]["lengths"] == [0, 60, 300]
-    assert any(key.startswith("weights:") for key in found.inputs)
+    assert sorted(key.split(":")[0] for key in found.inputs) == ["data", "weights"]
     # openings of English refusals are no tokens of this model's answers, so the readout stays silent
     assert by_name["share of lost refusal restored"].undefined
 

@@ -90,9 +90,11 @@ class Inside:
     component: Float[np.ndarray, "length layer"]
     """Mean r_l of harmful prompts at the last token, in harmless standard deviations at the shortest length."""
     component_change: Interval
-    """Longest minus shortest at the last layer, paired over goals."""
+    """Longest minus shortest at the direction's layer, paired over goals."""
     told_apart: tuple[Interval, ...]
-    """By length: AUC of r at the last layer, harmful against harmless."""
+    """By length: AUC of r at the direction's layer, harmful against harmless."""
+    bare: dict[str, float]
+    """r at the direction's layer of every test goal's bare request."""
     scan: HeadScan
     head_test: HeadTest
     given: GiveBack
@@ -197,6 +199,7 @@ def look_inside(
     }
     first, last = min(lengths), max(lengths)
     scaled = {n: standardise(both[0], r[first][1]) for n, both in r.items()}
+    bare = components(model, test[0], direction.tensor(model))
     report(2, 4, "steps, heads by length")
     known = parts[0][:few]
     scan = scan_heads(
@@ -209,7 +212,8 @@ def look_inside(
     report(3, 4, "steps, ablation")
     head_test = ablate_heads(model, [p.ids for p in by_length[first][0]], chosen, readout, sets=sets, seed=seed)
     given = give_back(model, by_length[first][0], by_length[last][0], chosen, readout, controls=3, seed=seed)
-    far, near = scaled[last][:, -1], scaled[first][:, -1]
+    at = direction.layer
+    far, near = scaled[last][:, at], scaled[first][:, at]
     defined = not np.isnan([far, near]).any()
     change = paired_difference(far, near) if defined else Interval(np.nan, np.nan, np.nan, 0, 0.95)
     return Inside(
@@ -218,16 +222,17 @@ def look_inside(
         tuple(lengths),
         np.array([scaled[n].mean(0) for n in lengths]),
         change,
-        tuple(told_apart(*r[n]) for n in lengths),
+        tuple(told_apart(*(side[:, at] for side in r[n])) for n in lengths),
+        dict(zip((goal.name for goal in parts[2]), bare[:, at].tolist(), strict=True)),
         scan,
         head_test,
         given,
     )
 
 
-def told_apart(harmful: Float[np.ndarray, "n layer"], harmless: Float[np.ndarray, "m layer"]) -> Interval:
-    """AUC of the last layer's component, harmful against harmless prompts."""
-    scores = np.concatenate([harmful[:, -1], harmless[:, -1]])
+def told_apart(harmful: Float[np.ndarray, " n"], harmless: Float[np.ndarray, " m"]) -> Interval:
+    """AUC of a refusal component, harmful against harmless prompts."""
+    scores = np.concatenate([harmful, harmless])
     return auc(scores, np.repeat([True, False], [len(harmful), len(harmless)]))
 
 

@@ -1,5 +1,6 @@
 """The cot-hijacking study: config, wiring, findings, charts and calibration."""
 
+import hashlib
 import json
 import math
 import time
@@ -81,7 +82,7 @@ class CotHijacking(Study[CotHijackingConfig]):
 
     def run(self, config: CotHijackingConfig, lab: Lab) -> Findings:
         """Measure refusal by length beside controls, then look inside."""
-        from cutaway.reasoning.cot_hijacking.data import default_requests, read_goals, split_goals
+        from cutaway.reasoning.cot_hijacking.data import read_goals, split_goals
         from cutaway.reasoning.cot_hijacking.direction import tail_tokens
         from cutaway.reasoning.cot_hijacking.factorial import Cell, analyse
         from cutaway.reasoning.cot_hijacking.length import CUE
@@ -90,8 +91,7 @@ class CotHijacking(Study[CotHijackingConfig]):
         from cutaway.sampling import Settings
 
         model = lab.model(config.model, config.dtype)
-        path = Path(config.requests) if config.requests else default_requests()
-        goals = read_goals(path)[: config.goals]
+        goals = read_goals(_requests(config))[: config.goals]
         kinds = ["puzzle", *(["topic"] if config.topic else []), *(["random"] if config.control else [])]
         cells = [
             Cell(n, kind, cue)
@@ -131,15 +131,20 @@ class CotHijacking(Study[CotHijackingConfig]):
         kept: dict[str, Any] = {"measured": measured.to_dict(), "factorial": result.to_dict()}
         kept["inside"] = inside.to_dict() if inside else None
         return Findings(
-            items=(*outside_findings(config, measured, result), *(inside_findings(inside) if inside else ())),
+            items=(*outside_findings(config, measured, result), *(inside_findings(inside, measured) if inside else ())),
             summary=summarise(config, result),
             artifacts={"cot_hijacking.json": (json.dumps(_plain(kept)) + "\n").encode()},
             charts=(refusal_chart(result), *(inside_charts(inside) if inside else ())),
-            inputs=dict(self.inputs(config, lab)),
+            inputs=self.inputs(config, lab),
             cost=measured.cost,
             complete=measured.complete,
             result=(measured, result, inside),
         )
+
+    def inputs(self, config: CotHijackingConfig, lab: Lab) -> dict[str, str]:
+        """The weights, and the requests as they are read."""
+        content = _requests(config).read_bytes()
+        return {**super().inputs(config, lab), "data:requests": hashlib.sha256(content).hexdigest()}
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Planted check heads found, length effects told from their absence, attention given back."""
@@ -204,13 +209,16 @@ def outside_findings(config: CotHijackingConfig, measured: "Measured", result: "
     left = sum(result.left_out.values())
     items.append(Finding("runs without an answer (empty, blocked, over context)", float(left), n=len(measured.trials)))
     if base and 0 < base.value < 1:
-        chance = power(config.lengths, goals=config.goals, base=base.value, per_doubling=-0.2, runs=config.runs)
+        chance = power(config.lengths, goals=base.n, base=base.value, per_doubling=-0.2, runs=config.runs)
         items.append(_interval("power to find -0.2 a doubling", chance))
     return tuple(items)
 
 
-def inside_findings(inside: "Inside") -> tuple[Finding, ...]:
+def inside_findings(inside: "Inside", measured: "Measured") -> tuple[Finding, ...]:
     """Direction, components, heads and give-back, each beside its control."""
+    from cutaway.reasoning.cot_hijacking.factorial import Cell
+    from cutaway.reasoning.cot_hijacking.method import outcome_auc
+
     test, heads, given = inside.direction_test, inside.head_test, inside.given
     unit = "change of P(refusal opening)"
     random = sum(heads.random_drops) / len(heads.random_drops)
@@ -224,6 +232,11 @@ def inside_findings(inside: "Inside") -> tuple[Finding, ...]:
         _interval("direction added", test.added, _interval("random", test.random_added, unit=unit), unit=unit),
         _interval("harmful told from harmless by r, bare (AUC)", inside.told_apart[0]),
         _interval("harmful told from harmless by r, longest (AUC)", inside.told_apart[-1]),
+        _interval(
+            "refused told from answered by r, bare requests (AUC)",
+            outcome_auc(measured.trials, inside.bare, Cell(0)),
+            why="the test goals were all refused or all answered",
+        ),
         _interval(
             "change of r from bare to longest",
             inside.component_change,
@@ -310,6 +323,12 @@ def summarise(config: CotHijackingConfig, result: "Factorial") -> str:
     flag = "; length effect confounded" if result.confounded else ""
     shown = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else "nothing" for r in (base, long)]
     return f"bare requests refused {shown[0]}, after {far} tokens {shown[1]}{beside}: {verdict}{flag}"
+
+
+def _requests(config: CotHijackingConfig) -> Path:
+    from cutaway.reasoning.cot_hijacking.data import default_requests
+
+    return Path(config.requests) if config.requests else default_requests()
 
 
 def _interval(
