@@ -273,6 +273,8 @@ def main() -> None:
     """Entry point: every expected failure is one line on standard error and an exit code."""
     # Nothing is fetched unless a Hugging Face id is given; the tokenizers' fork warning is noise here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait by spinning make a model some ten times slower as soon as another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except CutawayError as error:
