@@ -77,7 +77,10 @@ def test_contexts_with_few_cases_are_undefined() -> None:
 
 
 def test_delta_one_is_lambda_two() -> None:
-    found = measure_stickiness(simulate_chain(0.6, 0.8, 100, 19, seed=3))
+    y = simulate_chain(0.6, 0.8, 100, 19, seed=3)
+    found = measure_stickiness(y, history_free=y)
+    assert (found.base_rate.n, found.trace.n, found.excess.n, found.deltas[0].n) == (1900, 1800, 1800, 1800)
+    assert found.excess.value == 0
     assert found.deltas[0].value == pytest.approx(found.lambda2.value)
     assert found.deltas[2].value == pytest.approx(0.0, abs=0.1)
 

@@ -104,7 +104,15 @@ def measure_stickiness(
         counts=((int(total[0, 0]), int(total[0, 1])), (int(total[1, 0]), int(total[1, 1]))),
         trace=_with_control(trace, control),
         lambda2=_estimate("lambda_2", cells, lambda c: _trace(c) - 1, _why_no_trace(cells), weights, level),
-        base_rate=_estimate("P(+)", known, lambda c: _ratio(c[..., 0], c[..., 1]), _why_none(known), weights, level),
+        base_rate=_estimate(
+            "P(+)",
+            known,
+            lambda c: _ratio(c[..., 0], c[..., 1]),
+            _why_none(known),
+            weights,
+            level,
+            n=int((y >= 0).sum()),
+        ),
         deltas=deltas,
         permuted=permuted,
         permuted_p=p,
@@ -178,7 +186,13 @@ def _against_free(
     both = np.stack([cells, other], axis=1)
     why = _why_no_trace(cells) or _why_no_trace(other)
     return free, _estimate(
-        names[1], both, lambda c: _trace(c[..., 0, :, :]) - _trace(c[..., 1, :, :]), why, weights, level
+        names[1],
+        both,
+        lambda c: _trace(c[..., 0, :, :]) - _trace(c[..., 1, :, :]),
+        why,
+        weights,
+        level,
+        n=int(cells.sum()),
     )
 
 

@@ -39,13 +39,13 @@ class HistoryEchoesConfig(StudyConfig):
     """Topics of the questions: capital, city, element, arithmetic."""
     system: str = "Answer the question in one short sentence."
     """System text; empty for none."""
-    targets: int = Field(48, ge=2)
+    targets: int = Field(32, ge=2)
     """Questions asked under every forced history."""
     doses: tuple[int, ...] = (1, 2, 4, 7)
     """Numbers of forced earlier turns."""
     distances: tuple[int, ...] = (2, 4)
     """How many turns ago the only + answer stands."""
-    dialogues: int = Field(24, ge=0)
+    dialogues: int = Field(16, ge=0)
     """Natural dialogues, for the transition matrix and the angle; 0 leaves both out."""
     turns: int = Field(8, ge=3)
     """Turns of a natural dialogue, the demonstration included."""
