@@ -1,12 +1,14 @@
 """The thought-branches study: config, wiring and calibration."""
 
+import hashlib
 import json
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from cutaway.errors import CutawayError
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from cutaway.reasoning.thought_branches.chain import Chain, Ids, Pool
     from cutaway.reasoning.thought_branches.method import BranchReport
     from cutaway.reasoning.thought_branches.scenario import Scenario
+
+TRIES = 40
+"""Chains drawn in search of one that can be examined."""
+APART = 1_000_003
+"""Added to the seed of chains, so that no chain is among the rollouts that it is compared with."""
 
 
 class ThoughtBranchesConfig(StudyConfig):
@@ -60,7 +67,7 @@ class ThoughtBranchesConfig(StudyConfig):
     """Chains written under the hint or the changed cause that are transplanted."""
     dtype: str = "auto"
     """Weights' precision: auto, float32 or bfloat16."""
-    embedder: str = "all-minilm-l6-v2"
+    embedder: str = Field("all-minilm-l6-v2", min_length=1)
     """Sentence embedder that says which sentences mean the same."""
 
     @model_validator(mode="after")
@@ -107,11 +114,21 @@ class ThoughtBranches(Study[ThoughtBranchesConfig]):
                 "view.json": view_json(report, meta),
             },
             charts=charts(report),
-            inputs={f"weights:{model.name}": model.fingerprint},
+            inputs=self.inputs(config, lab),
             cost=cost,
             complete=report.complete,
             result=report,
         )
+
+    def inputs(self, config: ThoughtBranchesConfig, lab: Lab) -> Mapping[str, str]:
+        """The model's weights and the scenario as it is written."""
+        from cutaway.reasoning.thought_branches.scenario import load_scenario
+
+        given = dict(super().inputs(config, lab))
+        if config.scenario:
+            scenario = load_scenario(config.scenario)
+            given[f"data:{scenario.name}"] = hashlib.sha256(scenario.model_dump_json().encode()).hexdigest()
+        return given
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Planted driver, excuse, stubborn idea and hint, and the same without any effect."""
@@ -149,17 +166,34 @@ class _Question:
         return tuple(self.model.chat_ids(prompt, system))
 
     def chain(self, pool: "Pool") -> "Chain":
-        """A chain of the plain prompt that ends by itself with an answer and has a sentence before it."""
-        from cutaway.reasoning.source import sample_trace
-        from cutaway.reasoning.thought_branches.chain import Chain
+        """The first chain of the plain prompt that ends with an answer and gives a reason before it."""
+        found = self.chains(pool, self.plain, 1)
+        if not found:
+            raise CutawayError(
+                f"none of {TRIES} chains ends with an answer after at least one other sentence "
+                f"(max_tokens={self.config.max_tokens}); ask for reasons, choose another outcome or raise max_tokens"
+            )
+        return found[0]
+
+    def chains(self, pool: "Pool", prompt: "Ids", k: int) -> "tuple[Chain, ...]":
+        """The first ``k`` such chains of a prompt, drawn apart from the rollouts that they are compared with."""
+        from cutaway.reasoning.thought_branches.chain import Chain, Pool
+        from cutaway.sampling import make_trace
 
         config, decode = self.config, self.model.decode
-        trace = sample_trace(
-            pool.engine, self.plain, self.outcome, decode, pool.settings, seed=config.seed, tree=pool.tree
-        )
-        own = self.outcome(decode(trace.ids)) or ""
-        target = config.target or (self.scenario.target if self.scenario else own)
-        return Chain(trace, self.outcome, decode, self.embed, target, config.threshold, config.end_mark)
+        apart = Pool(pool.engine, pool.settings, seed=config.seed + APART, tree=pool.tree, report=pool.report)
+        found: list[Chain] = []
+        for tried in range(0, TRIES, 4):
+            for rollout in apart.first(prompt, tried + 4)[tried:]:
+                own = self.outcome(decode(rollout.ids))
+                if rollout.finish == "stop" and own is not None and config.end_mark in decode(rollout.ids):
+                    trace = make_trace(prompt, rollout, pool.settings, decode)
+                    target = config.target or (self.scenario.target if self.scenario else own)
+                    chain = Chain(trace, self.outcome, decode, self.embed, target, config.threshold, config.end_mark)
+                    found += [chain] if chain.body > 0 else []
+            if len(found) >= k:
+                break
+        return tuple(found[:k])
 
     def examine(self, pool: "Pool", chain: "Chain") -> "tuple[BranchReport, tuple[Finding, ...]]":
         """The report, and what a scenario's slots do to the decision."""
@@ -168,6 +202,7 @@ class _Question:
 
         config = self.config
         stated = [i for i, text in enumerate(chain.sentences[: chain.body]) if self._gives_reason(text)]
+        hinted = self.chains(pool, self.changed, config.chains) if self.changed else ()
         report = analyse(
             pool,
             chain,
@@ -182,26 +217,18 @@ class _Question:
             others=self._others(),
             rounds=config.rounds,
             hint=self.changed,
-            hinted=self._hinted(pool, chain) if self.changed else (),
+            hinted=hinted,
             n_inserted=config.rollouts,
             n_moved=config.rollouts,
         )
-        return report, self._causes(pool, chain) if report.complete else ()
+        extra = self._causes(pool, chain) if report.complete else ()
+        if self.changed and not hinted:
+            why = f"none of {TRIES} chains under the hint ends with an answer after at least one other sentence"
+            extra = (*extra, Finding("hint, total effect", None, undefined=why))
+        return report, extra
 
     def _gives_reason(self, sentence: str) -> bool:
         return self.scenario is not None and self.scenario.gives_reason(sentence)
-
-    def _hinted(self, pool: "Pool", chain: "Chain") -> "tuple[Chain, ...]":
-        """The first chains drawn under the hint that end with an answer."""
-        from cutaway.sampling import make_trace
-
-        found: list[Chain] = []
-        for rollout in pool.first(self.changed, 4 * self.config.chains):
-            if rollout.finish == "stop" and self.outcome(self.model.decode(rollout.ids)) is not None:
-                trace = make_trace(self.changed, rollout, pool.settings, self.model.decode)
-                each = replace(chain, trace=trace, end_mark="")
-                found += [each] if each.body > 0 else []
-        return tuple(found[: self.config.chains])
 
     def _others(self) -> "tuple[Ids, ...]":
         """Prompts of other built-in scenarios."""
