@@ -288,7 +288,8 @@ def make_view() -> Callable[[str], TraceView]:
     return lambda name: VIEWS[name]()
 
 
-@pytest.fixture(scope="session")
+# One a module: while it is open an event loop runs in this thread, and other rooms' tests need one of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A Chromium without a network."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
