@@ -325,8 +325,10 @@ class TestModelsAndKeys:
             connect()
 
 
+# A job started in the background of a script inherits "ignore SIGINT"; whoever types Ctrl-C does not.
 LEAVE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from cutaway.sampling.openai import OpenAIEngine
 from cutaway.sampling.types import Request, Settings
 engine = OpenAIEngine(sys.argv[1])
