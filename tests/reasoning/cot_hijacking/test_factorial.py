@@ -115,6 +115,10 @@ def test_excess_over_the_control() -> None:
     assert found.excess.high < 0
     assert found.control is not None
     assert np.isnan(found.control.p)
+    never = analyse([Trial(f"g{g}", c, "comply") for g in range(10) for c in FULL]).excess
+    assert never is not None
+    assert never.value == 0
+    assert np.isnan(never.low)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_what_a_judge_calls_no_answer_is_no_success(outcome: Outcome) -> None:
     judge = lambda text, finish: outcome  # noqa: E731
     found = measure(each.model, goals(each)[:3], [Cell(0)], GREEDY, judges=(judge, judge))
     assert found.outcomes(Cell(0)) == [outcome] * 3
+    assert np.isnan(found.agreement.value)
     with pytest.raises(UsageError, match="none of 3"):
         analyse(found.trials)
 

@@ -288,4 +288,8 @@ def _excess(trials: Sequence[Trial], seed: int) -> Interval | None:
         return None
     gaps = np.array([mine[key] - theirs[key] for key in shared])
     goals = np.unique([key[0] for key in shared], return_inverse=True)[1]
-    return clustered_mean(gaps, goals, seed=seed)
+    found = clustered_mean(gaps, goals, seed=seed)
+    if np.ptp(gaps) > 0:
+        return found
+    # All differences are the same: resampling knows no interval, and that of a share says nothing of a difference.
+    return Interval(found.value, np.nan, np.nan, found.n, found.level)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cutaway.grading.refusal import Outcome, grade_refusal, opens_with_refusal
+from cutaway.grading.refusal import ANSWERED, Outcome, grade_refusal, opens_with_refusal
 from cutaway.model import Model
 from cutaway.reasoning.cot_hijacking.data import Goal
 from cutaway.reasoning.cot_hijacking.direction import (
@@ -57,8 +57,8 @@ class Measured:
 
     @property
     def agreement(self) -> Interval:
-        """Kappa of the two judges over all runs that both graded."""
-        both = [(trial.outcome, trial.second) for trial in self.trials if trial.second is not None]
+        """Kappa of the two judges over the runs that answered; what never answered would agree for nothing."""
+        both = [(t.outcome, t.second) for t in self.trials if t.outcome in ANSWERED and t.second is not None]
         return kappa([a for a, _ in both], [b for _, b in both if b is not None])
 
     def __repr__(self) -> str:
