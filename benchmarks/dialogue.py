@@ -63,7 +63,7 @@ def answers(model: Model, engine: DialogueEngine | Generate, dialogues: int, tur
 
 def main() -> None:
     given = options(__doc__)
-    dialogues, turns, repeats = (8, 10, 1) if given.quick else (100, TURNS, 3)
+    dialogues, turns, repeats = (8, TURNS, 1) if given.quick else (100, TURNS, 3)
     model = load_model("smollm2-135m-instruct", dtype="float32")
     engines = {"kept": DialogueEngine, "again": Forgetful, "generate": lambda model, _: Generate(model)}
 

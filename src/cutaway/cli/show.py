@@ -13,7 +13,7 @@ from cutaway.explain import Explanation, conclude
 from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
 from cutaway.model import Entry
 from cutaway.reasoning.thought_anchors.result import AnchorMap
-from cutaway.study import Calibration, Finding, Study
+from cutaway.study import Calibration, Finding, Rate, Study
 
 BAR = 20
 WIDE = 110
@@ -177,6 +177,10 @@ def show_run(
     return None
 
 
+def _at_most(rate: Rate) -> str:
+    return f"<= {rate.at_most}" if rate.at_most is not None else ""
+
+
 def show_calibrations(done: Sequence[Calibration], as_json: bool) -> None:
     """Measured rates with their requirement."""
     if as_json:
@@ -185,7 +189,8 @@ def show_calibrations(done: Sequence[Calibration], as_json: bool) -> None:
         verdict = "passed" if each.passed else "FAILED"
         table = _table("rate", "measured", "95%", "required", "", "what", title=f"{each.study}: {verdict}")
         for rate in each.rates:
-            required = f">= {rate.at_least}" if rate.at_least is not None else f"<= {rate.at_most}"
+            bounds = (f">= {rate.at_least}" if rate.at_least is not None else "", _at_most(rate))
+            required = ", ".join(filter(None, bounds)) or "no bar"
             _row(
                 table,
                 rate.name,

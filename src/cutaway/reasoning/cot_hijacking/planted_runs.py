@@ -37,7 +37,8 @@ class Tally:
 
 def one_seed(tally: Tally, seed: int) -> Tally:
     """Build the models of one seed, run every step, add what was found."""
-    diluted = dilution("length", n_heads=8, checks=CHECKS, noise=0.02, spread=0.1, seed=seed)
+    # 16 heads a layer: with fewer there are not 200 other sets in the layers of the check heads, and p cannot be small.
+    diluted = dilution("length", n_heads=16, checks=CHECKS, noise=0.02, spread=0.1, seed=seed)
     readout = answer_readout(diluted)
     bad = {n: prompts(diluted, n, forbidden=True, seed=seed) for n in (LENGTHS[0], LENGTHS[-1])}
     good = {n: prompts(diluted, n, forbidden=False, seed=seed) for n in (LENGTHS[0], LENGTHS[-1])}
