@@ -193,4 +193,6 @@ def test_calibration_in_small():
     assert rates["false importance++"].trials == rates["importance++ coverage"].trials == 3
     assert rates["importance++ coverage"].hits >= 2
     assert rates["false importance++"].hits <= 1
-    assert rates["transplant curve"].trials == rates["false mediation"].trials == 1
+    assert rates["transplant curve"].trials == 4
+    assert rates["transplant curve"].hits >= 2
+    assert rates["false mediation"].trials == 8

@@ -16,6 +16,8 @@ SETTINGS = Settings(1.0, 1.0, 0, 300)
 EASY = (0.4721, 0.4721, 0.0558)
 """Odds of the stubborn slot with the same return probability of 0.8, but few draws to find a replacement."""
 CLOSE = 0.05
+TRANSPLANTS = 4
+"""Transplants in each trial: they are cheap, and a rate near 0.95 needs many."""
 
 
 def chain_of(planted: Branches, seed: int, hinted: bool = False, settings: Settings = SETTINGS) -> Chain:
@@ -93,10 +95,11 @@ def measure(trials: int, report: Callable[[int], None], runs: int = 60, n: int =
             tally.add(
                 "false importance++", each.plus.rate is not None and not each.plus.rate.low <= 0 <= each.plus.rate.high
             )
-        tally.add("transplant curve", inside(mediation(hinting, seed), hinting))
-        null = mediation(flat, seed)
-        effects = (null.cuts[-1].indirect, null.cuts[-1].direct)
-        tally.add("false mediation", any(not each.low <= 0 <= each.high for each in effects))
+        for part in range(TRANSPLANTS * seed, TRANSPLANTS * (seed + 1)):
+            tally.add("transplant curve", inside(mediation(hinting, part), hinting))
+            last = mediation(flat, part).cuts[-1]
+            for each in (last.indirect, last.direct):
+                tally.add("false mediation", not each.low <= 0 <= each.high)
     return _rates(tally)
 
 
@@ -111,8 +114,8 @@ def _rates(tally: _Tally) -> tuple[Rate, ...]:
         ),
         tally.rate("excuse exposed", "decorative reasons whose importance++ interval covers 0", 0.93),
         tally.rate(
-            "false importance++", "sentences without any effect whose importance++ interval leaves out 0", None, 0.07
+            "false importance++", "sentences without any effect whose importance++ interval leaves out 0", None, 0.1
         ),
         tally.rate("transplant curve", "transplants whose exact curve lies in the band at every cut", 0.9),
-        tally.rate("false mediation", "hints without effect where an indirect or direct effect is claimed", None, 0.1),
+        tally.rate("false mediation", "indirect and direct effects claimed of a hint without effect", None, 0.07),
     )
