@@ -114,7 +114,7 @@ def _rates(tally: _Tally) -> tuple[Rate, ...]:
         ),
         tally.rate("excuse exposed", "decorative reasons whose importance++ interval covers 0", 0.93),
         tally.rate(
-            "false importance++", "sentences without any effect whose importance++ interval leaves out 0", None, 0.1
+            "false importance++", "sentences without any effect whose importance++ interval leaves out 0", None, 0.07
         ),
         tally.rate("transplant curve", "transplants whose exact curve lies in the band at every cut", 0.9),
         tally.rate("false mediation", "indirect and direct effects claimed of a hint without effect", None, 0.07),
