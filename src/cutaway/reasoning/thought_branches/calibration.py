@@ -98,8 +98,8 @@ def measure(trials: int, report: Callable[[int], None], runs: int = 60, n: int =
         for part in range(TRANSPLANTS * seed, TRANSPLANTS * (seed + 1)):
             tally.add("transplant curve", inside(mediation(hinting, part), hinting))
             last = mediation(flat, part).cuts[-1]
-            for each in (last.indirect, last.direct):
-                tally.add("false mediation", not each.low <= 0 <= each.high)
+            for effect in (last.indirect, last.direct):
+                tally.add("false mediation", not effect.low <= 0 <= effect.high)
     return _rates(tally)
 
 
