@@ -17,6 +17,7 @@ from cutaway.model.capture import Activations
 from cutaway.model.capture import capture as run_capture
 from cutaway.model.edits import Edit, Positions
 from cutaway.model.families import Layout, resolve
+from cutaway.model.partial import started
 
 Rows = str | Sequence[str] | Sequence[Sequence[int]]
 
@@ -176,6 +177,16 @@ class Model:
         (not when the block itself raised). All hooks are gone afterwards.
         """
         with apply_edits(self.layout, edits):
+            yield self
+
+    @contextmanager
+    def started(self, layer: int, resid: Float[Tensor, "batch pos d_model"]) -> "Iterator[Model]":
+        """Let every forward inside the block begin at block ``layer``, on ``resid`` (a captured ``resid_pre``).
+
+        The blocks below are not computed, so the forward costs the share of those that remain. Token ids are
+        still given, of the same rows and length: masks and positions come from them.
+        """
+        with started(self.layout, layer, resid):
             yield self
 
     @property
