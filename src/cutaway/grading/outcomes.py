@@ -2,7 +2,7 @@ r"""From a rollout's text to its answer: what the user wrote as ``--outcome``, a
 
 =================  ====================================================================================
 ``number``         the number in ``\boxed{}`` or after the last "answer is", "Answer:", "####"; else the last
-``letter``         the chosen option A to E; ``letter:A,B,C`` or ``letter:A-D`` name others
+``letter``         the chosen option A to E, not a list of options; ``letter:A,B,C`` or ``letter:A-D`` name others
 ``choice:x,y``     which of the given words the text settles on
 ``boxed``          content of the first ``\boxed{}``, normalised as in the thought-anchors paper
 ``regex:PATTERN``  first group (else all) of the last match
@@ -16,7 +16,7 @@ only the last 20,000 characters are searched.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -93,6 +93,7 @@ _NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
+_ENDED = re.compile(r"[.!?][ \t]")
 _ASIDE = re.compile(r"[,;(]\s|\b(?:since|because|as|where|when|so|if|for)\b")
 
 
@@ -192,16 +193,38 @@ def _letter_outcome(argument: str, spec: str) -> Outcome:
         for content in _boxes(text):
             if (letter := normalise(content).strip("()").upper()) in names:
                 return letter
+        listed = _option_items(text, names)
         for marker in reversed(list(_MARKER.finditer(text))):
             found = chosen.search(text, marker.end(), marker.end() + 80)
-            if found:
+            if found and found.start() not in listed:
                 return _group(found).upper()
         for pattern in (shown, bare):
-            if everywhere := list(pattern.finditer(text)):
-                return _group(everywhere[-1]).upper()
+            said = [each for each in pattern.finditer(text) if each.start(each.lastindex or 0) not in listed]
+            if said:
+                return _group(said[-1]).upper()
         return None
 
     return Outcome("letter:" + ",".join(names), extract)
+
+
+def _option_items(text: str, names: Sequence[str]) -> set[int]:
+    """Where the letters of repeated option lists stand ("A) 78 B) 71"): these name the options and choose none.
+
+    A list runs from the first name on in order, with no end of a sentence inside a line: "A) is wrong. B) is right."
+    is not one.
+    """
+    found: set[int] = set()
+    run: list[re.Match[str]] = []
+    marks = re.finditer(rf"(?<![\w'])\(?([{''.join(names)}])[).:]\**(?=\s*\S)", text)
+    for mark in (*marks, None):
+        going = bool(run) and mark is not None and len(run) < len(names) and mark[1] == names[len(run)]
+        if going and mark is not None and not _ENDED.search(text[run[-1].end() : mark.start()]):
+            run.append(mark)
+            continue
+        if len(run) > 1:
+            found |= {at for each in run for at in (each.start(), each.start(1))}
+        run = [mark] if mark is not None and mark[1] == names[0] else []
+    return found
 
 
 def _choice_outcome(argument: str, spec: str) -> Outcome:
