@@ -228,6 +228,49 @@ def test_forced_answers_are_exact_and_peak_at_the_last_step(planted):
     assert again["forced-answer importance, accuracy"].low[LAST_STEP] > 0.2
 
 
+@pytest.mark.parametrize("how", ["exact", "sampled"])
+def test_ctrl_c_keeps_the_answers_forced_so_far(planted, how):
+    trace, encode, decode = trace_of(planted, 2), planted.model.encode, planted.model.decode
+    forcing, calls = encode(" The answer is"), []
+
+    def stop_at(limit):
+        calls.append(1)
+        if len(calls) > limit:
+            raise KeyboardInterrupt
+
+    class Stopped(LocalEngine):
+        def token_probs(self, *given):
+            stop_at(7)
+            return super().token_probs(*given)
+
+    def read(text):
+        stop_at(30 * 4 + 5)
+        return planted.outcome(text)
+
+    choices = {digit: [encode(f" {digit}")] for digit in "01"}
+    given = {"choices": choices} if how == "exact" else {"outcome": read, "decode": decode, "n": 30, "max_tokens": 3}
+    # Exact: two calls a boundary, the last boundary first. Sampled: read group by group, in order within a group.
+    expected = [4, 5, 6] if how == "exact" else [0, 1, 2, 3]
+    engine = Stopped(planted.model) if how == "exact" else LocalEngine(planted.model)
+    forced = force_answers(engine, trace, forcing, **given)
+    assert not forced.complete
+    done = [i for i in range(trace.n_sentences) if np.isfinite(forced.weights[i]).all()]
+    assert done == expected
+    assert f"{7 - len(done)} not reached" in repr(forced)
+    own = str(planted.outcome(decode(trace.ids)))
+    truth = [planted.outcome_probs((*trace.prefix(i), *forcing))[own] for i in done]
+    np.testing.assert_allclose(forced.curve(own)[done], truth, atol=1e-5 if how == "exact" else 0.35)
+    table = measured(planted, trace, forced=forced)
+    assert not table.complete
+    accuracy = table["forced-answer importance, accuracy"]
+    whole = [i in done and (i == 6 or i + 1 in done) for i in range(7)]
+    assert [x is not None for x in accuracy.value] == whole
+    assert [not why for why in accuracy.undefined] == whole
+    calls[:] = [1] * 1000
+    with pytest.raises(KeyboardInterrupt):  # nothing was done: nothing to keep
+        force_answers(engine, trace, forcing, **given)
+
+
 def test_nothing_stands_out_where_nothing_has_an_effect():
     source = reasoner(LAYOUT, null=True, filler=(0.5, 0.3, 0.2))
     small = total = 0

@@ -11,7 +11,7 @@ from cutaway.model import Model
 from cutaway.reasoning.embedding import Embed
 from cutaway.reasoning.rollouts import Report
 from cutaway.reasoning.source import Asked
-from cutaway.reasoning.thought_anchors.boundaries import draw_boundaries
+from cutaway.reasoning.thought_anchors.boundaries import Draws, draw_boundaries
 from cutaway.reasoning.thought_anchors.forced import Forced, choice_ids, force_answers
 from cutaway.reasoning.thought_anchors.importance import measure_importance
 from cutaway.reasoning.thought_anchors.influence import measure_influence
@@ -86,7 +86,9 @@ def account(
     if "forced" in parts:
         forced = _forced(engine, asked, forcing, rollouts, seed, tree)
     if {"importance", "influence", "forced"} & set(parts):
-        draws = draw_boundaries(engine, trace, outcome, model.decode, rollouts, seed=seed, tree=tree, report=report)
+        draws: Sequence[Draws | None] = [None] * trace.n_sentences
+        if forced is None or forced.complete:  # whoever stopped the forced answers wants no rollouts either
+            draws = draw_boundaries(engine, trace, outcome, model.decode, rollouts, seed=seed, tree=tree, report=report)
         if {"importance", "forced"} & set(parts):
             table = measure_importance(
                 anchors.sentences, draws, anchors.answers[0], embed=embed, forced=forced, seed=seed

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from cutaway.errors import UsageError
 from cutaway.reasoning.rollouts import draw_rollouts
+from cutaway.reasoning.thought_anchors.boundaries import GROUP
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER
 from cutaway.sampling import BranchTree, Engine, Settings, Trace
 
@@ -31,12 +32,18 @@ class Forced:
     listed: Float[np.ndarray, " sentence"]
     """Probability that the forced text goes on with one of the labels; where sampled, the share answered."""
 
+    @property
+    def complete(self) -> bool:
+        """False when Ctrl-C left boundaries out; their weights are nan."""
+        return bool(np.isfinite(self.weights).all())
+
     def __repr__(self) -> str:
-        how = "exact" if self.exact else f"{self.weights[0].sum():g} draws each"
-        return f"Forced({len(self.weights)} boundaries, {len(self.labels)} answers, {how})"
+        how = "exact" if self.exact else f"{np.nanmax(self.weights.sum(1)):g} draws each"
+        left_out = "" if self.complete else f", {int(np.isnan(self.weights[:, 0]).sum())} not reached"
+        return f"Forced({len(self.weights)} boundaries, {len(self.labels)} answers, {how}{left_out})"
 
     def curve(self, answer: str) -> Float[np.ndarray, " sentence"]:
-        """P(answer) before each sentence; nan where the listed answers have no probability at all."""
+        """P(answer) before each sentence; nan where the listed answers have no probability, or none was reached."""
         total = self.weights.sum(1)
         column = self.weights[:, self.labels.index(answer)] if answer in self.labels else np.zeros(len(total))
         return np.divide(column, total, out=np.full(len(total), np.nan), where=total > 0)
@@ -75,27 +82,53 @@ def force_answers(
     With ``choices`` (label to the ways of spelling it in token ids) it is exact, at the trace's temperature and
     without nucleus, so that no answer is cut to 0. Else ``n`` rollouts of at most ``max_tokens`` are sampled, and
     ``outcome`` reads the forcing text with what follows it. Raises UsageError for an empty forcing, for spellings
-    that begin with one another, and for an engine that cannot tell probabilities.
+    that begin with one another, and for an engine that cannot tell probabilities. Boundaries are done from the last
+    to the first; Ctrl-C keeps those done.
     """
     if not forcing:
         raise UsageError("forcing is empty: give the token ids of a text that asks for the answer")
     prefixes = [(*trace.prefix(i), *forcing) for i in range(trace.n_sentences)]
-    given = trace.settings
     if choices is not None:
         _refuse_nested(choices)
-        plain = Settings(given.temperature, 1.0, 0, max_tokens)
-        mass = np.array([[_mass(engine, prefix, ways, plain) for ways in choices.values()] for prefix in prefixes])
-        total = mass.sum(1, keepdims=True)
-        shares = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
-        return Forced(tuple(choices), shares, True, total[:, 0])
+        return _exactly(engine, prefixes, choices, Settings(trace.settings.temperature, 1.0, 0, max_tokens))
     if outcome is None or decode is None:
         raise UsageError("forced answers without choices are sampled: pass outcome= and decode= to read them")
+    given = trace.settings
     short = Settings(given.temperature, given.top_p, given.top_k, max_tokens, given.stop)
-    drawn = draw_rollouts(engine, prefixes, n, short, seed=seed, tree=tree)
-    read = [[outcome(decode((*forcing, *rollout.ids))) or NO_ANSWER for rollout in rollouts] for rollouts in drawn]
-    seen = Counter(answer for found in read for answer in found if answer != NO_ANSWER)
+    read: list[list[str] | None] = [None] * len(prefixes)
+    try:
+        for stop in range(len(prefixes), 0, -GROUP):
+            at = range(max(0, stop - GROUP), stop)
+            drawn = draw_rollouts(engine, [prefixes[i] for i in at], n, short, seed=seed, tree=tree)
+            for i, rollouts in zip(at, drawn, strict=True):
+                read[i] = [outcome(decode((*forcing, *rollout.ids))) or NO_ANSWER for rollout in rollouts]
+    except KeyboardInterrupt:
+        if not any(read):
+            raise
+    return _counted(read, n)
+
+
+def _exactly(
+    engine: Engine, prefixes: Sequence[Sequence[int]], choices: Mapping[str, Sequence[Sequence[int]]], plain: Settings
+) -> Forced:
+    mass = np.full((len(prefixes), len(choices)), np.nan)
+    try:
+        # The last prefix comes first: the others are crops of it.
+        for i in reversed(range(len(prefixes))):
+            mass[i] = [_mass(engine, prefixes[i], ways, plain) for ways in choices.values()]
+    except KeyboardInterrupt:
+        if not np.isfinite(mass).any():
+            raise
+    total = mass.sum(1, keepdims=True)
+    shares = np.divide(mass, total, out=np.zeros_like(mass), where=total != 0)
+    return Forced(tuple(choices), shares, True, total[:, 0])
+
+
+def _counted(read: Sequence[Sequence[str] | None], n: int) -> Forced:
+    seen = Counter(answer for found in read for answer in found or () if answer != NO_ANSWER)
     labels = (*(answer for answer, _ in seen.most_common()), NO_ANSWER)
-    counts = np.array([[float(found.count(label)) for label in labels] for found in read])
+    missing = [float("nan")] * len(labels)
+    counts = np.array([missing if found is None else [float(found.count(each)) for each in labels] for found in read])
     return Forced(labels, counts, False, 1 - counts[:, -1] / n)
 
 

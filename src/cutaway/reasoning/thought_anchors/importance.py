@@ -194,7 +194,7 @@ def measure_importance(
         truncated=sum(each.truncated for each in known) / total,
         level=level,
         published=published,
-        complete=len(known) == len(draws),
+        complete=len(known) == len(draws) and (forced is None or forced.complete),
     )
 
 
@@ -285,7 +285,7 @@ def _forced(forced: Forced, answer: str, end: str, how: How) -> list[Measure]:
     weights = np.zeros((len(forced.weights), len(labels)))
     weights[:, [labels.index(label) for label in forced.labels]] = forced.weights
     if not forced.exact:
-        counted = [np.stack([np.zeros(len(labels)), row]) for row in weights]
+        counted = [np.stack([np.zeros(len(labels)), row]) if np.isfinite(row).all() else None for row in weights]
         found = contrast(FORCED, _pair(counted, labels.index(end), how.published), how)
     else:
         last = np.zeros((1, len(labels)))
@@ -302,6 +302,8 @@ def _forced(forced: Forced, answer: str, end: str, how: How) -> list[Measure]:
 
 def _exact(name: str, p: np.ndarray, q: np.ndarray, how: How) -> Row:
     """A number of known probabilities: no noise, hence no interval to speak of and no control."""
+    if not np.isfinite(p).all() or not np.isfinite(q).all():
+        return Row(undefined="the run was stopped before this boundary")
     if not p.sum() or not q.sum():
         return Row(0.0, 0.0, 0.0) if how.published else Row(undefined="no listed answer can follow the forced text")
     kind = name.rsplit(", ", 1)[1]
