@@ -9,9 +9,9 @@ from planted_branches import QUICK, chain_with, planted, pool_of, tree_of
 from cutaway.charts import charts_from_json
 from cutaway.errors import UsageError
 from cutaway.planted.branches import FOREIGN
-from cutaway.reasoning.thought_branches.calibration import chain_of, measure
+from cutaway.reasoning.thought_branches.calibration import NULLS, TRANSPLANTS, chain_of, measure
 from cutaway.reasoning.thought_branches.importance import importance
-from cutaway.reasoning.thought_branches.method import analyse
+from cutaway.reasoning.thought_branches.method import Plan, analyse
 from cutaway.reasoning.thought_branches.offpolicy import interventions
 from cutaway.reasoning.thought_branches.report import charts, findings, view
 from cutaway.reasoning.thought_branches.resilience import resilience
@@ -21,16 +21,17 @@ from cutaway.reasoning.view import TraceView
 from cutaway.study import Findings, get_study, parse_config
 
 OPTIONS = {"driver": 3.0, "doubt": 2.0, "foreign": 0.5, "cue": 1.0, "step": 0.5, "stubborn": QUICK, "idea": 2.0}
-SMALL = {
-    "n": 10,
-    "sentences": 2,
-    "runs": 3,
-    "n_inserted": 5,
-    "tries": 40,
-    "texts": {"doubt": FOREIGN},
-    "search": ["doubt"],
-    "rounds": 1,
-}
+SMALL = Plan(
+    n=10,
+    sentences=2,
+    runs=3,
+    n_inserted=5,
+    n_moved=5,
+    tries=40,
+    texts={"doubt": FOREIGN},
+    search=("doubt",),
+    rounds=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,13 @@ def hints(source):
         "hint": source.hinted_ids,
         "hinted": [chain_of(source, k, hinted=True) for k in range(3)],
         "others": [source.hinted_ids],
-        "n_moved": 5,
     }
 
 
 @pytest.fixture(scope="module")
 def report(everything):
     source, chain = everything
-    return analyse(pool_of(source), chain, source.model, **SMALL, **hints(source))
+    return analyse(pool_of(source), chain, source.model, SMALL, **hints(source))
 
 
 def test_a_report_holds_all_four_answers(report):
@@ -61,6 +61,7 @@ def test_a_report_holds_all_four_answers(report):
     assert {each.kind for each in report.interventions.items} >= {"handwritten", "on-policy", "other problem"}
     assert report.mediation.chains == 3
     assert len(report.swaps) == 5
+    assert all(each.plus.rate.level == pytest.approx(0.975) for each in report.resilience)
     assert report.control.n_with == 5
     assert report.control.rate.low <= 0 <= report.control.rate.high
     assert "".join(report.sentences).startswith(" Plan")
@@ -130,10 +131,10 @@ def test_sharing_saves_three_fifths_at_the_paper_s_numbers():
 def test_an_interrupted_run_goes_on_without_drawing_again(tmp_path):
     source = planted("swa", **OPTIONS)
     chain = chain_with(source, " Idea")
-    options = SMALL | hints(source)
+    options = hints(source)
     with tree_of(source, tmp_path / "whole") as tree:
         pool = pool_of(source, tree=tree)
-        whole = analyse(pool, chain, source.model, **options)
+        whole = analyse(pool, chain, source.model, SMALL, **options)
         needed = pool.engine.cost.decoded
     spent, stops = 0, [3, 60]
     for stop in [*stops, None]:
@@ -147,7 +148,7 @@ def test_an_interrupted_run_goes_on_without_drawing_again(tmp_path):
 
         with tree_of(source, tmp_path / "cut") as tree:
             pool = pool_of(source, tree=tree, report=report)
-            found = analyse(pool, chain, source.model, **options)
+            found = analyse(pool, chain, source.model, SMALL, **options)
             spent += pool.engine.cost.decoded
         assert found.complete == (stop is None)
     assert found.to_dict() | {"cost": None} == whole.to_dict() | {"cost": None}
@@ -166,7 +167,8 @@ def test_chains_that_cannot_be_analysed_say_why(everything):
 def test_notes_name_what_is_undefined():
     source = planted("dra", reason=(0.0, 1.0))
     chain = chain_of(source, 0)
-    found = analyse(pool_of(source), chain, source.model, n=20, sentences=0, also=(1,), runs=3, tries=3, texts={})
+    plan = Plan(n=20, sentences=0, also=(1,), runs=3, tries=3, texts={})
+    found = analyse(pool_of(source), chain, source.model, plan)
     assert any("all but certain" in note for note in found.notes)
     assert any("importance++ of sentence 2: none of 3 runs" in note for note in found.notes)
     assert any("3 undefined of 3 runs" in note for note in found.notes)
@@ -188,11 +190,13 @@ def test_the_study_is_registered_and_refuses_contradictions():
 
 def test_calibration_in_small():
     seen = []
-    rates = {rate.name: rate for rate in measure(1, seen.append, runs=6, n=20)}
+    rates = {rate.name: rate for rate in measure(1, seen.append, runs=6, n=20, chains=4)}
     assert seen == [0]
-    assert rates["false importance++"].trials == rates["importance++ coverage"].trials == 3
+    assert rates["importance++ coverage"].trials == 3
+    assert rates["false importance++"].trials == 3 * NULLS
     assert rates["importance++ coverage"].hits >= 2
     assert rates["false importance++"].hits <= 1
-    assert rates["transplant curve"].trials == 4
+    assert rates["importance++ found"].hits == 2
+    assert rates["transplant curve"].trials == TRANSPLANTS
     assert rates["transplant curve"].hits >= 2
-    assert rates["false mediation"].trials == 8
+    assert rates["false mediation"].trials == 2 * TRANSPLANTS

@@ -8,7 +8,8 @@ from planted_branches import planted, pool_of
 
 from cutaway.errors import UsageError
 from cutaway.reasoning.thought_branches.calibration import chain_of, inside, mediation
-from cutaway.reasoning.thought_branches.transplant import sandwich, transplant
+from cutaway.reasoning.thought_branches.transplant import _correlation, _difference, _rate, sandwich, transplant
+from cutaway.stats import newcombe, wilson
 
 STEPS = {"driver": 0.0, "cue": 1.5, "step": 0.8}
 
@@ -88,6 +89,31 @@ def test_one_hinted_sentence_moves_what_it_exactly_moves():
         exact = right * after["right"] + (1 - right) * after["left"] - source.p_one((*source.prompt_ids, *kept))
         assert swap.effect.rate.low <= exact <= swap.effect.rate.high
         assert swap.failed == 0
+
+
+def test_chains_that_differ_are_worth_less_than_their_rollouts():
+    alike, apart = np.full(8, 0.5), np.array([0.0, 1.0] * 4)
+    narrow, wide = _rate(alike, 50, 0.95), _rate(apart, 50, 0.95)
+    assert narrow.value == wide.value == 0.5
+    assert wide.high - wide.low > narrow.high - narrow.low > wilson(200, 400).high - wilson(200, 400).low
+    assert wide.high >= wilson(4, 8).high, "chains that are all or nothing are single draws"
+    one = _rate(np.array([0.5]), 50, 0.95)
+    assert (one.low, one.high) == pytest.approx((wilson(25, 50).low, wilson(25, 50).high))
+    sure = _rate(np.ones(8), 50, 0.95)
+    assert sure.high == 1
+    assert sure.low < wilson(400, 400).low
+
+
+def test_differences_of_means_over_the_same_chains():
+    a, b = wilson(30, 50), wilson(20, 60)
+    apart, newcombes = _difference(a, b), newcombe(30, 50, 20, 60)
+    assert (apart.low, apart.high) == pytest.approx((newcombes.low, newcombes.high))
+    together = _difference(a, b, 0.8)
+    assert apart.low < together.low < together.value < together.high < apart.high
+    rising = np.arange(10) / 10
+    assert _correlation(rising, rising) == pytest.approx(0.8)
+    assert _correlation(rising, -rising) == 0
+    assert _correlation(rising, np.ones(10)) == _correlation(rising[:2], rising[:2]) == 0
 
 
 def test_refusals():

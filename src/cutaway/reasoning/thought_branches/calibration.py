@@ -8,6 +8,7 @@ from cutaway.reasoning.thought_branches.chain import Chain, Pool
 from cutaway.reasoning.thought_branches.resilience import Resilience, resilience
 from cutaway.reasoning.thought_branches.transplant import Mediation, transplant
 from cutaway.sampling import LocalEngine, Settings, Trace, split_tokens
+from cutaway.stats import Interval
 from cutaway.study import Rate
 
 LAYOUT = "drsa"
@@ -16,8 +17,8 @@ SETTINGS = Settings(1.0, 1.0, 0, 300)
 EASY = (0.4721, 0.4721, 0.0558)
 """Odds of the stubborn slot with the same return probability of 0.8, but few draws to find a replacement."""
 CLOSE = 0.05
-TRANSPLANTS = 4
-"""Transplants in each trial: they are cheap, and a rate near 0.95 needs many."""
+NULLS, TRANSPLANTS = 2, 3
+"""Chains without effects and transplants in each trial: they are cheap, and a rate near 0.05 needs many."""
 
 
 def chain_of(planted: Branches, seed: int, hinted: bool = False, settings: Settings = SETTINGS) -> Chain:
@@ -72,50 +73,62 @@ class _Tally:
         return Rate(name, self.hits[name], self.trials[name], at_least, at_most, what)
 
 
-def measure(trials: int, report: Callable[[int], None], runs: int = 60, n: int = 200) -> tuple[Rate, ...]:
-    """All rates over ``trials`` trials each; ``runs`` removals and ``n`` rollouts a side in each."""
+def measure(
+    trials: int, report: Callable[[int], None], runs: int = 60, n: int = 200, chains: int = 16
+) -> tuple[Rate, ...]:
+    """All rates over ``trials`` trials.
+
+    Each removes sentences ``runs`` times with ``n`` rollouts a side (in the null half as often), and transplants
+    ``chains`` chains.
+    """
     planted, silent = branches(LAYOUT), branches(LAYOUT, driver=0.0, idea=0.0, stubborn=EASY)
     hinting = branches(STEPS, driver=0.0, cue=1.5, step=0.8)
     flat = branches(STEPS, driver=0.0, cue=0.0, step=0.8)
     tally = _Tally()
     for seed in range(trials):
         report(seed)
-        chain, found = removals(planted, seed, runs, n)
-        for i, each in enumerate(found):
-            exact = planted.exact(chain.trace.ids, i)
-            rate, mean = each.plus.rate, each.mean
-            tally.add(
-                "importance++ is close", rate is not None and abs(rate.value - (exact.kept - exact.gone)) <= CLOSE
-            )
-            tally.add("importance++ coverage", rate is not None and rate.low <= exact.kept - exact.gone <= rate.high)
-            tally.add("resilience coverage", mean is not None and mean.low <= exact.resilience(each.cap) <= mean.high)
-        reason = found[1].plus.rate
-        tally.add("excuse exposed", reason is not None and reason.low <= 0 <= reason.high)
-        for each in removals(silent, seed, runs // 2, n // 2)[1]:
-            tally.add(
-                "false importance++", each.plus.rate is not None and not each.plus.rate.low <= 0 <= each.plus.rate.high
-            )
+        _effects(tally, planted, seed, runs, n)
+        for part in range(NULLS * seed, NULLS * (seed + 1)):
+            for each in removals(silent, part, runs // 2, n // 2)[1]:
+                tally.add("false importance++", _leaves_out_0(each.plus.rate))
         for part in range(TRANSPLANTS * seed, TRANSPLANTS * (seed + 1)):
-            tally.add("transplant curve", inside(mediation(hinting, part), hinting))
-            last = mediation(flat, part).cuts[-1]
-            for effect in (last.indirect, last.direct):
-                tally.add("false mediation", not effect.low <= 0 <= effect.high)
+            moved, still = mediation(hinting, part, chains), mediation(flat, part, chains)
+            tally.add("transplant curve", inside(moved, hinting))
+            tally.add("mediation found", _leaves_out_0(moved.cuts[-1].indirect))
+            tally.add("false mediation", _leaves_out_0(still.cuts[-1].indirect))
+            tally.add("false mediation", _leaves_out_0(still.cuts[-1].direct))
     return _rates(tally)
 
 
+def _effects(tally: _Tally, planted: Branches, seed: int, runs: int, n: int) -> None:
+    """One chain whose driver and idea act and whose reason does not."""
+    chain, found = removals(planted, seed, runs, n)
+    for i, each in enumerate(found):
+        exact = planted.exact(chain.trace.ids, i)
+        rate, mean, truth = each.plus.rate, each.mean, exact.kept - exact.gone
+        tally.add("importance++ is close", rate is not None and abs(rate.value - truth) <= CLOSE)
+        tally.add("importance++ coverage", rate is not None and rate.low <= truth <= rate.high)
+        tally.add("resilience coverage", mean is not None and mean.low <= exact.resilience(each.cap) <= mean.high)
+        if i in planted.truth:
+            tally.add("importance++ found", _leaves_out_0(rate))
+        else:
+            tally.add("excuse exposed", rate is not None and not _leaves_out_0(rate))
+
+
+def _leaves_out_0(found: Interval | None) -> bool:
+    return found is not None and not found.low <= 0 <= found.high
+
+
 def _rates(tally: _Tally) -> tuple[Rate, ...]:
+    rate = tally.rate
     return (
-        tally.rate(
-            "importance++ is close", "removed sentences whose importance++ is within 0.05 of the exact rate", 0.88
-        ),
-        tally.rate("importance++ coverage", "removed sentences whose exact importance++ lies in its interval", 0.9),
-        tally.rate(
-            "resilience coverage", "removed sentences whose exact mean number of returns lies in its interval", 0.9
-        ),
-        tally.rate("excuse exposed", "decorative reasons whose importance++ interval covers 0", 0.93),
-        tally.rate(
-            "false importance++", "sentences without any effect whose importance++ interval leaves out 0", None, 0.07
-        ),
-        tally.rate("transplant curve", "transplants whose exact curve lies in the band at every cut", 0.9),
-        tally.rate("false mediation", "indirect and direct effects claimed of a hint without effect", None, 0.07),
+        rate("importance++ is close", "removed sentences whose importance++ is within 0.05 of the exact rate", 0.88),
+        rate("importance++ coverage", "removed sentences whose exact importance++ lies in its interval", 0.9),
+        rate("importance++ found", "removed sentences that act and whose importance++ interval leaves out 0", 0.9),
+        rate("resilience coverage", "removed sentences whose exact mean number of returns lies in its interval", 0.9),
+        rate("excuse exposed", "decorative reasons whose importance++ interval covers 0", 0.93),
+        rate("false importance++", "sentences without effect whose importance++ interval leaves out 0", None, 0.07),
+        rate("transplant curve", "transplants whose exact curve lies in the band at every cut", 0.9),
+        rate("mediation found", "hints that act through the chain and whose indirect effect leaves out 0", 0.9),
+        rate("false mediation", "indirect and direct effects claimed of a hint without effect", None, 0.07),
     )

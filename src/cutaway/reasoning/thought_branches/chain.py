@@ -4,7 +4,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from cutaway.errors import UsageError
 from cutaway.reasoning.embedding import Embed, cosine
 from cutaway.reasoning.rollouts import Report, rollout_seeds
 from cutaway.sampling import BranchTree, Engine, Request, Rollout, Settings, Trace, sample, split_text, split_tokens
-from cutaway.stats import Interval, kl, newcombe
+from cutaway.stats import Interval, difference_interval, kl
 
 NO_ANSWER = "(none)"
 Ids = tuple[int, ...]
@@ -124,7 +124,6 @@ class Chain:
     """Sentences at or above this cosine say the same."""
     end_mark: str = ""
     """Text that ends the reasoning, such as ``</think>``; what comes after it is not examined."""
-    _kept: dict[Ids, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -205,7 +204,7 @@ class Effect:
     """How outcomes with something differ from outcomes without it; numbers are with minus without."""
 
     rate: Interval | None
-    """Difference of the target answer's rate (Newcombe)."""
+    """Difference of the target answer's rate (melded exact binomial ends: covers with at least its level)."""
     log_odds: Interval | None
     """Difference of its log-odds (half added to each count); None where an answer's rate is 0 or 1 on both sides."""
     kl: Interval | None
@@ -229,7 +228,7 @@ def compare(
         return Effect(None, None, None, n, m, "no chain has an answer: the outcome or its judge failed on all")
     a, b = having.count(target), lacking.count(target)
     return Effect(
-        newcombe(a, n, b, m, level), _log_odds(a, n, b, m, level), _divergence(having, lacking, level, seed), n, m
+        _difference(a, n, b, m, level), _log_odds(a, n, b, m, level), _divergence(having, lacking, level, seed), n, m
     )
 
 
@@ -237,6 +236,11 @@ def constant(answers: Sequence[Sequence[str]]) -> str:
     """Why nothing can be attributed, if every rollout of a chain gave one answer; else empty."""
     seen = Counter(answer for each in answers for answer in each)
     return f"all {seen.total()} rollouts answered {next(iter(seen))!r}: nothing to explain" if len(seen) == 1 else ""
+
+
+def _difference(a: int, n: int, b: int, m: int, level: float) -> Interval:
+    band = difference_interval(np.array([[a, n - a], [b, m - b]]), np.array([1.0, -1.0]), level)
+    return Interval(a / n - b / m, float(band.low[0]), float(band.high[0]), min(n, m), level)
 
 
 def _log_odds(a: int, n: int, b: int, m: int, level: float) -> Interval | None:

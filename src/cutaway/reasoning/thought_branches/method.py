@@ -15,14 +15,14 @@ paraphrase search, plain continuations and the transplant's base. A rollout that
 token for token also serves the next boundary.
 
 Traps. Sentences chosen because their importance was large have it overstated (the kept side is used again): read
-importance++, whose other side is drawn afresh. "The same" is the embedder's word at one threshold: read the sweep.
-Rates are those of the sampling settings in use.
+importance++, whose other side is drawn afresh, with intervals that hold for all removed sentences together. "The same"
+is the embedder's word at one threshold: read the sweep. Rates are those of the sampling settings in use.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,36 +120,55 @@ class BranchReport:
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How much is drawn to answer the questions about one chain."""
+
+    n: int = 100
+    """Rollouts of each boundary."""
+    sentences: int = 5
+    """How many of the most important sentences are removed."""
+    also: tuple[int, ...] = ()
+    """Sentences to remove besides those."""
+    runs: int = 30
+    """Removal runs of each."""
+    cap: int = 20
+    """Returns after which a removal run is given up and censored."""
+    tries: int = 20
+    """Draws in search of a replacement before a run is undefined."""
+    texts: Mapping[str, str] = field(default_factory=lambda: dict(INSERTIONS))
+    """What is inserted after the first removed sentence; none, and question 3 is left out."""
+    search: tuple[str, ...] = ("doubt", "alternative")
+    """Names of texts to look for on-policy and on other prompts."""
+    rounds: int = 6
+    """Rounds of the on-policy search."""
+    n_inserted: int = 30
+    """Continuations of each inserted text."""
+    n_moved: int = 50
+    """Continuations of each transplant, cut and prompt."""
+    fractions: tuple[float, ...] = FIFTHS
+    """Cuts of the transplant curve."""
+    level: float = 0.95
+    """Of every interval; those of the removed sentences hold for all of them together."""
+
+
 def analyse(
     pool: Pool,
     chain: Chain,
     model: Model,
+    plan: Plan | None = None,
     *,
-    n: int = 100,
-    sentences: int = 5,
-    also: Sequence[int] = (),
-    runs: int = 30,
-    cap: int = 20,
-    tries: int = 20,
-    texts: dict[str, str] = INSERTIONS,
-    search: Sequence[str] = ("doubt", "alternative"),
     others: Sequence[Ids] = (),
-    rounds: int = 6,
-    n_inserted: int = 30,
     hint: Ids = (),
     hinted: Sequence[Chain] = (),
-    n_moved: int = 50,
-    fractions: Sequence[float] = FIFTHS,
-    level: float = 0.95,
 ) -> BranchReport:
     """Answer all four questions about ``chain``; Ctrl-C returns what is known, ``complete=False``.
 
-    n: rollouts a boundary; n_inserted: of each inserted text; n_moved: of each cut. sentences: how many of the most
-    important ones to remove, besides those named in ``also``; texts are inserted after the first of them. texts,
-    search, others, rounds: see `interventions`; no texts, no insertions.
-    hint, hinted: prompt with the hint and chains written under it; without them question 4 is left out.
+    others: other prompts, in whose chains inserted texts are looked for. hint, hinted: prompt with the hint and chains
+    written under it; without them question 4 is left out.
     UsageError for a chain that is cut, has no answer or no sentence before the one that states it.
     """
+    plan = plan or Plan()
     own = chain.outcome(chain.decode(chain.trace.ids))
     if own is None:
         raise UsageError("the chain has no answer: it was cut, or the outcome or its judge failed; choose another")
@@ -157,32 +176,10 @@ def analyse(
         raise UsageError("the chain has no sentence before the one that states its answer; ask for reasons")
     before, found, complete = pool.engine.cost, _Found(), True
     try:
-        found.importance = importance(pool, chain, n=n, level=level)
-        chosen = tuple(dict.fromkeys([*_chosen(found.importance, sentences), *also]))
-        for sentence in chosen:
-            found.resilience += (resilience(pool, chain, sentence, runs=runs, n=n, cap=cap, tries=tries, level=level),)
-        if texts and chosen:
-            found.interventions = interventions(
-                pool,
-                chain,
-                model,
-                chosen[0],
-                texts=texts,
-                search=search,
-                others=others,
-                n=n_inserted,
-                boundary=n,
-                rounds=rounds,
-                level=level,
-            )
-        if hint and hinted:
-            found.mediation = transplant(
-                pool, hinted, chain.trace.prompt, chain.target, n=n_moved, fractions=fractions, level=level
-            )
-            found.swaps = sandwich(pool, chain, hint, n=n, level=level)
+        _answer(found, pool, chain, model, plan, others, hint, hinted)
     except KeyboardInterrupt:
         complete = False
-    answers = chain.answers(0, pool.first(chain.trace.prompt, n)) if found.importance else []
+    answers = chain.answers(0, pool.first(chain.trace.prompt, plan.n)) if found.importance else []
     return BranchReport(
         prompt=chain.decode(chain.trace.prompt),
         sentences=chain.trace.texts(chain.decode),
@@ -193,7 +190,7 @@ def analyse(
         interventions=found.interventions,
         mediation=found.mediation,
         swaps=found.swaps,
-        control=compare(answers[::2], answers[1::2], chain.target, level=level),
+        control=compare(answers[::2], answers[1::2], chain.target, level=plan.level),
         cost=pool.engine.cost - before,
         notes=_notes(found),
         complete=complete,
@@ -207,6 +204,54 @@ class _Found:
     interventions: Interventions | None = None
     mediation: Mediation | None = None
     swaps: tuple[Swap, ...] = ()
+
+
+def _answer(
+    found: _Found,
+    pool: Pool,
+    chain: Chain,
+    model: Model,
+    plan: Plan,
+    others: Sequence[Ids],
+    hint: Ids,
+    hinted: Sequence[Chain],
+) -> None:
+    """Fill ``found``, question by question, so that an interruption leaves what was answered before it."""
+    n, level = plan.n, plan.level
+    found.importance = importance(pool, chain, n=n, level=level)
+    chosen = tuple(dict.fromkeys([*_chosen(found.importance, plan.sentences), *plan.also]))
+    for sentence in chosen:
+        found.resilience += (
+            resilience(
+                pool,
+                chain,
+                sentence,
+                runs=plan.runs,
+                n=n,
+                cap=plan.cap,
+                tries=plan.tries,
+                level=1 - (1 - level) / len(chosen),
+            ),
+        )
+    if plan.texts and chosen:
+        found.interventions = interventions(
+            pool,
+            chain,
+            model,
+            chosen[0],
+            texts=plan.texts,
+            search=plan.search,
+            others=others,
+            n=plan.n_inserted,
+            boundary=n,
+            rounds=plan.rounds,
+            level=level,
+        )
+    if hint and hinted:
+        found.mediation = transplant(
+            pool, hinted, chain.trace.prompt, chain.target, n=plan.n_moved, fractions=plan.fractions, level=level
+        )
+        found.swaps = sandwich(pool, chain, hint, n=n, level=level)
 
 
 def _chosen(found: Sequence[Importance], k: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ Plain continuations are judged too: read every share against theirs. Rule 3 sees
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -234,7 +234,7 @@ def interventions(
     model: Model,
     sentence: int,
     *,
-    texts: dict[str, str] = INSERTIONS,
+    texts: Mapping[str, str] = INSERTIONS,
     search: Sequence[str] = ("doubt", "alternative"),
     others: Sequence[Ids] = (),
     n: int = 100,

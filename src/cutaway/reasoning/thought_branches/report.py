@@ -19,9 +19,10 @@ STUDY = "thought-branches"
 def finding(name: str, effect: Effect, unit: str = "change of rate", control: Finding | None = None) -> Finding:
     """The change of rate as a finding; undefined with its reason."""
     n = min(effect.n_with, effect.n_without)
-    if effect.rate is None:
+    rate = effect.rate
+    if rate is None:
         return Finding(name, None, n=n, control=control, undefined=effect.undefined)
-    return Finding(name, effect.rate.value, effect.rate.low, effect.rate.high, n=n, unit=unit, control=control)
+    return Finding(name, rate.value, rate.low, rate.high, rate.level, n, unit, control)
 
 
 def findings(report: BranchReport) -> tuple[Finding, ...]:
@@ -99,7 +100,7 @@ def view_json(report: BranchReport, meta: dict[str, str]) -> bytes:
 def _interval(name: str, found: Interval | None, unit: str, why: str) -> Finding:
     if found is None or found.value != found.value:
         return Finding(name, None, undefined=why)
-    return Finding(name, found.value, found.low, found.high, n=found.n, unit=unit)
+    return Finding(name, found.value, found.low, found.high, found.level, found.n, unit)
 
 
 def _rates(effects: dict[int, Effect]) -> dict[int, Interval | None]:

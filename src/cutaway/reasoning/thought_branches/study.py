@@ -197,30 +197,25 @@ class _Question:
 
     def examine(self, pool: "Pool", chain: "Chain") -> "tuple[BranchReport, tuple[Finding, ...]]":
         """The report, and what a scenario's slots do to the decision."""
-        from cutaway.reasoning.thought_branches.method import analyse
+        from cutaway.reasoning.thought_branches.method import Plan, analyse
         from cutaway.reasoning.thought_branches.offpolicy import INSERTIONS
 
         config = self.config
         stated = [i for i, text in enumerate(chain.sentences[: chain.body]) if self._gives_reason(text)]
         hinted = self.chains(pool, self.changed, config.chains) if self.changed else ()
-        report = analyse(
-            pool,
-            chain,
-            self.model,
+        plan = Plan(
             n=config.rollouts,
             sentences=config.sentences,
-            also=stated[:1],
+            also=tuple(stated[:1]),
             runs=config.runs,
             cap=config.cap,
             tries=config.tries,
             texts=INSERTIONS if config.insertions else {},
-            others=self._others(),
             rounds=config.rounds,
-            hint=self.changed,
-            hinted=hinted,
             n_inserted=config.rollouts,
             n_moved=config.rollouts,
         )
+        report = analyse(pool, chain, self.model, plan, others=self._others(), hint=self.changed, hinted=hinted)
         extra = self._causes(pool, chain) if report.complete else ()
         if self.changed and not hinted:
             why = f"none of {TRIES} chains under the hint ends with an answer after at least one other sentence"

@@ -24,15 +24,15 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from cutaway.errors import UsageError
 from cutaway.reasoning.thought_branches.chain import Chain, Effect, Ids, Pool, compare, whole_sentence
 from cutaway.stats import Interval, newcombe, wilson
-from cutaway.stats.values import Number
 
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SENTENCE = 64
+UNSEEN = 2
+"""Chains added to the spread between chains; with 2 the intervals of a few skewed chains still cover as they say."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +112,23 @@ def transplant(
     shares = np.stack([_shares(pool, chains, f, before, prompt, answer, n, used) for before, f in pairwise(fractions)])
     shares = shares.transpose(1, 2, 0)  # [chain, (moved, hinted), cut]
     base, free = wilson(base_k, n_free, level), wilson(hint_k, n_free, level)
-    half = stats.norm.ppf((1 + level) / 2)
-    strict = 1 - (1 - level) / len(fractions)
-    edge = wilson(base_k, n_free, strict)
+    together = 1 - (1 - level) / len(fractions)
+    edge = wilson(base_k, n_free, together)
     start = Interval(0.0, 0.0, 0.0, n_free, level)
     total = newcombe(hint_k, n_free, base_k, n_free, level)
     cuts_out = [Cut(0.0, base, free, (edge.low, edge.high), start, total)]
     for j, fraction in enumerate(fractions[1:]):
         moved, hinted = shares[:, 0, j], shares[:, 1, j]
-        size, other = _effective(moved, n, half), _effective(hinted, n, half)
-        wide = wilson(moved.mean() * size, size, strict)
+        rate, other, wide = _rate(moved, n, level), _rate(hinted, n, level), _rate(moved, n, together)
+        alike = _correlation(moved, hinted)
         cuts_out.append(
             Cut(
                 float(fraction),
-                _rate(moved, size, level),
-                _rate(hinted, other, level),
+                rate,
+                other,
                 (wide.low, wide.high),
-                _difference(float(moved.mean()), size, base_k / n_free, n_free, level),
-                _difference(float(hinted.mean()), other, float(moved.mean()), size, level),
+                _difference(rate, base),
+                _difference(other, rate, alike),
             )
         )
     curves = tuple((base.value, *map(float, row[0])) for row in shares)
@@ -197,25 +196,33 @@ def _count(pool: Pool, chain: Chain, prompt: Ids, kept: Ids, answer: str, n: int
     return sum(chain.answer(kept, rollout) == answer for rollout in pool.first((*prompt, *kept), n))
 
 
-def _effective(shares: np.ndarray, n: int, half: float) -> float:
-    """How many independent draws the mean over chains is worth: chains differ by more than their rollouts.
+def _rate(shares: Float[np.ndarray, " chain"], n: int, level: float) -> Interval:
+    """Mean of the chains' shares, ``n`` draws each, with Wilson's interval at as many draws as the mean is worth.
 
-    With G chains the spread between them is known on G - 1 degrees of freedom, hence Student's quantile.
+    The spread between the chains is taken with `UNSEEN` more of them, each all 0 or all 1: chains that are alike do
+    not show that every chain is. One chain shows no spread; what is said of it holds for that chain alone.
     """
     chains, p = len(shares), float(shares.mean())
-    if chains == 1:
-        return float(n)
-    alone, between = p * (1 - p) / (chains * n), float(shares.var(ddof=1)) / chains
-    design = max(1.0, between / alone) if alone > 0 else 1.0
-    return chains * n / design * (half / stats.t.ppf(stats.norm.cdf(half), chains - 1)) ** 2
+    alone = p * (1 - p)
+    spread = (float(np.sum((shares - p) ** 2)) / alone if alone > 0 else 0.0) + UNSEEN
+    worth = chains * n / (max(1.0, n * spread / chains) if chains > 1 else 1.0)
+    found = wilson(p * worth, worth, level)
+    return Interval(p, found.low, found.high, chains, level)
 
 
-def _rate(shares: np.ndarray, size: Number, level: float) -> Interval:
-    p = float(shares.mean())
-    found = wilson(p * size, size, level)
-    return Interval(p, found.low, found.high, len(shares), level)
+def _difference(a: Interval, b: Interval, correlation: float = 0.0) -> Interval:
+    """``a`` minus ``b``, estimates that vary together, from their own intervals (Zou 2007; Newcombe's when 0)."""
+
+    def reach(x: float, y: float) -> float:
+        return float(np.sqrt(max(0.0, x**2 + y**2 - 2 * correlation * x * y)))
+
+    value = a.value - b.value
+    low, high = reach(a.value - a.low, b.high - b.value), reach(a.high - a.value, b.value - b.low)
+    return Interval(value, value - low, value + high, a.n, a.level)
 
 
-def _difference(p: float, n: Number, q: float, m: Number, level: float) -> Interval:
-    found = newcombe(p * n, n, q * m, m, level)
-    return Interval(p - q, found.low, found.high, found.n, level)
+def _correlation(a: Float[np.ndarray, " chain"], b: Float[np.ndarray, " chain"]) -> float:
+    """How far the means vary together, being of the same chains: never below 0, and shrunk when the chains are few."""
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return max(0.0, float(np.corrcoef(a, b)[0, 1])) * (1 - 2 / len(a))
