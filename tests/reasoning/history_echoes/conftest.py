@@ -1,6 +1,8 @@
 """Shared parts of these tests: a planted model of answer style and a chat over it."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from cutaway.planted.echo import Echo, echo
 from cutaway.reasoning.history_echoes import Chat
 from cutaway.reasoning.history_echoes.engine import DialogueEngine
 from cutaway.sampling import Settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # let the tests import their program by name
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,17 @@
 """Dialogues: every instruction reaches the model, rows are as good as alone, and an end says why."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from endless import ANSWERS, dialogues
 
 from cutaway.errors import UsageError
 from cutaway.model import Add, Model
@@ -25,7 +31,10 @@ from cutaway.reasoning.history_echoes import (
 )
 from cutaway.reasoning.history_echoes.calibration import STYLE, style_items
 from cutaway.reasoning.history_echoes.engine import DialogueEngine
-from cutaway.sampling import LocalEngine, Request, Rollout, Settings
+from cutaway.reasoning.history_echoes.rows import RowCache
+from cutaway.sampling import BranchTree, Cost, LocalEngine, Request, Rollout, Settings
+
+PROGRAM = Path(__file__).parent / "endless.py"
 
 CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -213,6 +222,57 @@ def test_answers_to_one_question_are_drawn_independently(planted: Echo, chat_of:
     replies = chat_of(planted).replies([Asked((), "q20")] * 60)
     assert {reply.text for reply in replies} == {"plain", "bright"}
     assert [r.text for r in replies] == [r.text for r in chat_of(planted).replies([Asked((), "q20")] * 60)]
+
+
+def test_a_killed_run_goes_on_without_a_lost_or_doubled_answer(tmp_path: Path, planted: Echo) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    child = subprocess.Popen([sys.executable, str(PROGRAM), str(tmp_path)])
+    while child.poll() is None and (not log.exists() or log.stat().st_size < 20_000):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    with BranchTree.open(tmp_path, planted.model.fingerprint) as tree:
+        kept = [(request, rollout) for request, rollout in tree.rollouts()]
+    assert 20 <= len(kept) < ANSWERS
+    resumed, cost = dialogues(tmp_path)
+    whole, full_cost = dialogues(tmp_path / "other")
+    assert resumed == whole
+    # Tokens drawn before the kill and after it are those of one run, and each answer stands in the file once.
+    assert sum(len(rollout.ids) for _, rollout in kept) + cost.decoded == full_cost.decoded
+    with BranchTree.open(tmp_path, planted.model.fingerprint) as tree:
+        found = {(request.prefix, rollout.seed): rollout for request, rollout in tree.rollouts()}
+        assert all(found[request.prefix, rollout.seed] == rollout for request, rollout in kept)
+        assert len(found) == sum(b'"seed"' in line for line in log.read_bytes().splitlines()) == ANSWERS
+    assert dialogues(tmp_path)[1] == Cost()
+
+
+def test_greedy_answers_to_one_prompt_are_drawn_once(tmp_path: Path, planted: Echo) -> None:
+    engine = DialogueEngine(planted.model, 4)
+    with BranchTree.open(tmp_path, engine.identity) as tree:
+        chat = Chat(planted.model, engine, Settings(0.0, 1.0, 0, 2), tree=tree)
+        first = chat.replies([Asked((), "q20"), Asked((), "q12"), Asked((), "q20")])
+        assert chat.replies([Asked((), "q12")]) == first[1:2]
+        assert first[0] == first[2]
+        assert len(tree) == 2
+
+
+def test_an_interrupted_batch_leaves_a_usable_engine(planted: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [
+        replace(request, settings=Settings(0.0, 1.0, 0, 1 + i % 3))
+        for i, request in enumerate(requests_of(planted, Settings()))
+    ]
+    engine = DialogueEngine(planted.model, 4)
+    truth = in_order(engine.stream(requests))
+
+    def stop(self: RowCache, a: int, b: int) -> None:
+        self.ids[a], self.ids[b] = self.ids[b], self.ids[a]  # half of an exchange
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RowCache, "swap", stop)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.stream(requests))
+    assert in_order(engine.stream(requests)) == truth
 
 
 def test_orders_hold_what_they_promise() -> None:

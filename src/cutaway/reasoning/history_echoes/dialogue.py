@@ -15,10 +15,12 @@ from cutaway.errors import UsageError
 from cutaway.reasoning.history_echoes.data import Item
 from cutaway.reasoning.history_echoes.markov import Outcomes
 from cutaway.reasoning.history_echoes.phenomena import Phenomenon
+from cutaway.sampling.tree import sample
 from cutaway.sampling.types import Engine, Request, Rollout, Settings
 
 if TYPE_CHECKING:
     from cutaway.model import Model
+    from cutaway.sampling.tree import BranchTree
 
 Turn = tuple[str, str]
 """What the user said, what was answered."""
@@ -57,14 +59,19 @@ class Chat:
     settings: Settings
     system: str | None = None
     seed: int = 0
+    tree: "BranchTree | None" = None
+    """Keeps every answer on disk as soon as it is drawn; what it holds is not drawn again."""
 
     def replies(self, asked: Sequence[Asked]) -> list[Reply]:
         """One answer to each question, drawn independently; greedy settings give the model's own answer."""
         found: dict[int, Reply] = {}
         prompts = [chat_tokens(self.model, each.history, each.question, self.system) for each in asked]
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) + self.settings.max_tokens <= self.model.n_ctx]
-        requests = [Request(prompts[i], (_seed(self.seed, i, prompts[i]),), self.settings) for i in fits]
-        for at, rollout in self.engine.stream(requests):
+        # Greedy answers to one prompt are one answer, wherever it stands among the others.
+        place = 0 if self.settings.temperature == 0 else 1
+        requests = [Request(prompts[i], (_seed(self.seed, place * i, prompts[i]),), self.settings) for i in fits]
+        stream = self.engine.stream(requests) if self.tree is None else sample(self.tree, self.engine, requests)
+        for at, rollout in stream:
             found[fits[at]] = self._reply(prompts[fits[at]], rollout)
         too_long = Reply("", undefined=f"context overflow: more than {self.model.n_ctx} tokens")
         return [found.get(i, too_long) for i in range(len(asked))]

@@ -15,89 +15,21 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, Cache
+from torch import Tensor
 
-from cutaway.errors import CutawayError, UsageError
+from cutaway.errors import UsageError
+from cutaway.reasoning.history_echoes.rows import ROW_CACHE, RowCache
+from cutaway.sampling.kv import common_length
 from cutaway.sampling.transform import draw
 from cutaway.sampling.types import Cost, Finish, Request, Rollout, Settings
 
 if TYPE_CHECKING:
     from cutaway.model import Edit, Model
-
-ROW_CACHE = "cutaway_row_cache"
-GROWTH = 128
-
-
-class RowCache(Cache):
-    """Keys and values [row, kv_head, pos, d_head] a layer; a row's column is its position."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(layers=[])
-        self.ids: list[list[int]] = [[] for _ in range(rows)]
-        self.new = 0
-        self._starts = torch.zeros(0, dtype=torch.long)
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-
-    def begin(self, starts: Int[Tensor, " row"], new: int) -> None:
-        """The next forward writes ``new`` columns of the first rows, from ``starts`` on."""
-        self._starts, self.new = starts, new
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new columns; return the rows' columns up to the last one written."""
-        rows, _, new, _ = key_states.shape
-        view = int(self._starts.max()) + new
-        if layer_idx == len(self._buffers):
-            self._buffers.append((self._blank(key_states), self._blank(value_states)))
-        while view > self._buffers[layer_idx][0].shape[2]:
-            keys, values = self._buffers[layer_idx]
-            self._buffers[layer_idx] = (_longer(keys), _longer(values))
-        keys, values = self._buffers[layer_idx]
-        row = torch.arange(rows, device=keys.device)[:, None]
-        column = self._starts[:, None] + torch.arange(new, device=keys.device)
-        keys[row, :, column] = key_states.transpose(1, 2)
-        values[row, :, column] = value_states.transpose(1, 2)
-        return keys[:rows, :, :view], values[:rows, :, :view]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions and masks are always passed explicitly; nothing may be derived from this length."""
-        return 0
-
-    def rearrange(self, sources: Sequence[int], keep: Sequence[int]) -> None:
-        """Row i becomes the first ``keep[i]`` tokens of what row ``sources[i]`` held; other rows stay."""
-        self.ids[: len(sources)] = [self.ids[s][:k] for s, k in zip(sources, keep, strict=True)]
-        if all(s == i for i, s in enumerate(sources)):
-            return
-        width = max(keep)
-        for keys, values in self._buffers:
-            for buffer in (keys, values):
-                buffer[: len(sources), :, :width] = buffer[list(sources), :, :width]
-
-    def swap(self, a: int, b: int) -> None:
-        """Exchange two rows."""
-        pair = [a, b]
-        self.ids[a], self.ids[b] = self.ids[b], self.ids[a]
-        width = max(len(self.ids[a]), len(self.ids[b]))
-        for keys, values in self._buffers:
-            for buffer in (keys, values):
-                buffer[pair, :, :width] = buffer[pair[::-1], :, :width]
-
-    def _blank(self, like: Tensor) -> Tensor:
-        # Zeros, not uninitialised memory: a masked column has weight 0, and 0 times a stray NaN would be NaN.
-        return like.new_zeros(len(self.ids), like.shape[1], 0, like.shape[3])
-
-
-def _longer(buffer: Float[Tensor, "row head pos d_head"]) -> Float[Tensor, "row head longer d_head"]:
-    rows, heads, _, width = buffer.shape
-    return torch.cat([buffer, buffer.new_zeros(rows, heads, GROWTH, width)], dim=2)
 
 
 @dataclass
@@ -109,6 +41,15 @@ class _Job:
     generator: np.random.Generator
     ids: list[int]
     logprobs: list[float]
+
+
+@dataclass(frozen=True)
+class _Seat:
+    job: _Job
+    source: int
+    """Row whose tokens are taken over."""
+    keep: int
+    """How many of them."""
 
 
 class DialogueEngine:
@@ -180,9 +121,10 @@ class DialogueEngine:
 
     @torch.inference_mode()
     def _run(self, jobs: list[_Job]) -> list[tuple[int, Rollout]]:
+        # While rows move they belong to no state: an interrupt leaves an engine that starts afresh.
+        state, self._state = self._state, None
         done: list[tuple[int, Rollout]] = []
-        hidden = self._prefill(jobs)
-        active = list(jobs)
+        active, hidden = self._prefill(jobs)
         while active:
             self._draw(active, hidden)
             for slot in reversed(range(len(active))):
@@ -190,32 +132,53 @@ class DialogueEngine:
                 if finish is not None:
                     job = active[slot]
                     done.append((job.request, Rollout(job.seed, tuple(job.ids), tuple(job.logprobs), finish)))
-                    last = len(active) - 1
-                    if slot < last:
-                        active[slot] = active[last]
-                        self._rows.swap(slot, last)
-                    active.pop()
+                    last = active.pop()
+                    if slot < len(active):
+                        active[slot] = last
+                        self._rows.swap(slot, len(active))
             if active:
                 hidden = self._forward([[job.ids[-1]] for job in active])
         self.cost += Cost(decoded=sum(len(rollout.ids) for _, rollout in done))
+        self._state = state
         return done
 
-    def _prefill(self, jobs: list[_Job]) -> Float[Tensor, "row d_model"]:
-        """Bring the first rows to the jobs' prefixes; return what the unembedding reads at their ends."""
+    def _prefill(self, jobs: list[_Job]) -> tuple[list[_Job], Float[Tensor, "row d_model"]]:
+        """Bring the first rows to the jobs' prefixes; the jobs in the order of these rows, and what their draws read.
+
+        What all prefixes begin with, and no row holds, is read once and copied.
+        """
+        first, last = min(job.prefix for job in jobs), max(job.prefix for job in jobs)
+        start = first[: min(common_length(first, last), len(first) - 1)]
+        if len(jobs) > 1 and len(start) > _common(_table(self._rows.ids), start).max():
+            self._rows.rearrange([0], [0])
+            self._forward([list(start)])
+            self.cost += Cost(prefilled=len(start))
+        seats = self._seats(jobs)
+        self._rows.rearrange([seat.source for seat in seats], [seat.keep for seat in seats])
+        new = [list(seat.job.prefix[seat.keep :]) for seat in seats]
+        self.cost += Cost(prefilled=sum(map(len, new)), reused=sum(seat.keep for seat in seats))
+        return [seat.job for seat in seats], self._forward(new)
+
+    def _seats(self, jobs: list[_Job]) -> list[_Seat]:
+        """Which job goes to which of the first rows, and what it takes over from which row."""
         held = _table(self._rows.ids)
-        sources, keep = [], []
         taken = np.zeros(self.slots, dtype=bool)
+        found: dict[int, _Seat] = {}
+        moving = []
         for job in jobs:
             # The last token is always computed again: its hidden state is what the first draw reads.
             shared = np.minimum(_common(held, job.prefix), len(job.prefix) - 1)
             # Among rows that share as much, one that nobody else starts from: nothing need be copied then.
             best = int((2 * shared + ~taken).argmax())
-            sources.append(best)
-            keep.append(int(shared[best]))
+            seat = _Seat(job, best, int(shared[best]))
+            if taken[best] or best >= len(jobs):
+                moving.append(seat)
+            else:
+                found[best] = seat
             taken[best] = True
-        self._rows.rearrange(sources, keep)
-        self.cost += Cost(prefilled=sum(len(j.prefix) - k for j, k in zip(jobs, keep, strict=True)), reused=sum(keep))
-        return self._forward([list(job.prefix[k:]) for job, k in zip(jobs, keep, strict=True)])
+        empty = (i for i in range(len(jobs)) if i not in found)
+        found |= dict(zip(empty, moving, strict=True))
+        return [found[i] for i in range(len(jobs))]
 
     def _forward(self, new: list[list[int]]) -> Float[Tensor, "row d_model"]:
         """Read ``new`` tokens into the first rows; the last hidden state of each."""
@@ -277,33 +240,6 @@ class DialogueEngine:
             if any(mark in text for mark in job.settings.stop):
                 return "stop"
         return "length" if len(job.ids) >= job.settings.max_tokens else None
-
-
-def row_attention(
-    module: nn.Module,
-    query: Float[Tensor, "batch head new d_head"],
-    key: Float[Tensor, "batch kv_head pos d_head"],
-    value: Float[Tensor, "batch kv_head pos d_head"],
-    attention_mask: Float[Tensor, "batch 1 new pos"] | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    row_cache: bool = False,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "batch new head d_head"], None]:
-    """Grouped attention without copying keys and values for each query head."""
-    if not row_cache or attention_mask is None or softcap is not None or kwargs.get("s_aux") is not None:
-        raise CutawayError(
-            f"{type(module).__name__} does not attend in a way that rows can share; use LocalEngine or a server"
-        )
-    batch, heads, new, d_head = query.shape
-    groups = heads // key.shape[1]
-    grouped = query.reshape(batch, key.shape[1], groups * new, d_head)
-    mask = attention_mask.repeat(1, 1, groups, 1)
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, heads, new, d_head).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ROW_CACHE, row_attention)
 
 
 def _kind(settings: Settings) -> tuple[float, float, int]:

@@ -20,7 +20,8 @@ from cutaway.reasoning.history_echoes.forced import ForcedResult, contrasts, mak
 from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry, trapped_signal
 from cutaway.reasoning.history_echoes.markov import Outcomes, Stickiness, measure_stickiness
 from cutaway.reasoning.history_echoes.phenomena import Phenomenon, get_phenomenon
-from cutaway.sampling.types import Cost, Settings
+from cutaway.sampling.tree import BranchTree
+from cutaway.sampling.types import Settings
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -101,15 +102,17 @@ class HistoryEchoes(Study[HistoryEchoesConfig]):
         model = lab.model(config.model, config.dtype)
         engine = DialogueEngine(model, config.slots)
         settings = Settings(temperature=0.0, top_p=1.0, max_tokens=config.max_tokens)
-        chat = Chat(model, engine, settings, config.system or None, config.seed)
-        result = measure(config, chat, reporter(lab))
+        key = hashlib.sha256(f"{self.id} {model.fingerprint}".encode()).hexdigest()[:24]
+        with BranchTree.open(lab.tree_folder(key), model.fingerprint) as tree:
+            chat = Chat(model, engine, settings, config.system or None, config.seed, tree)
+            result = measure(config, chat, reporter(lab))
         return Findings(
             items=findings(result),
             summary=summarise(config, result),
             artifacts=artifacts(result),
             charts=charts(result),
             inputs=self.inputs(config, lab),
-            cost=Cost(engine.cost.decoded, engine.cost.prefilled, engine.cost.reused),
+            cost=engine.cost + tree.cost,
             complete=result.forced.complete and (result.dialogues is None or result.dialogues.complete),
             result=result,
         )
