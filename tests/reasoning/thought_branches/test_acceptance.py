@@ -61,7 +61,7 @@ def test_transplants_lie_in_their_band_and_effects_add_up():
         found, null = mediation(source, seed), mediation(flat, seed)
         held += inside(found, source)
         covered += found.total.low <= total <= found.total.high
-        gaps.append([found.gap(k) for k in range(len(found.cuts))])
+        gaps.append([found.gap(k).value for k in range(len(found.cuts))])
         last = null.cuts[-1]
         false += not (last.indirect.low <= 0 <= last.indirect.high)
     error = np.std(gaps, axis=0) / np.sqrt(RUNS)

@@ -90,7 +90,7 @@ def test_findings_view_and_charts(report):
     assert drawn.curve.value[0] is not None
     titles = [chart.title for chart in charts_from_json(found.artifacts["charts.json"])]
     assert titles[0] == "How often a removed sentence comes back"
-    assert "What an inserted text changes" in titles
+    assert {"What a text after sentence 1 changes", "How much hangs on what counts as the same"} <= set(titles)
     assert titles[-1].startswith("P(")
 
 

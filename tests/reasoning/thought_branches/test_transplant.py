@@ -21,7 +21,10 @@ def test_the_curve_lies_on_the_exact_one_and_effects_add_up():
     exact = source.p_one(source.hinted_ids) - source.p_one(source.prompt_ids)
     assert found.total.low <= exact <= found.total.high
     for k in range(len(found.cuts)):
-        assert abs(found.gap(k)) < 0.2
+        assert abs(found.gap(k).value) < 0.2
+        assert found.gap(k).value == pytest.approx(
+            found.cuts[k].direct.value + found.cuts[k].indirect.value - found.total.value
+        )
     assert found.cuts[0].indirect.value == 0
     assert found.cuts[0].direct == found.total
     # The hint acts through the steps alone: nothing is left beside them.

@@ -108,7 +108,7 @@ class ThoughtBranches(Study[ThoughtBranchesConfig]):
         done = "" if report.complete else " (ended early)"
         return Findings(
             items=items,
-            summary=_summary(report.sentences, items) + done,
+            summary=_summary(report) + done,
             artifacts={
                 "branches.json": (json.dumps(report.to_dict(), ensure_ascii=False) + "\n").encode(),
                 "view.json": view_json(report, meta),
@@ -256,10 +256,16 @@ def _reporter(lab: Lab) -> "Report":
     return lambda done, planned, note: lab.progress(Progress(float(done), float(planned), "rollouts", note))
 
 
-def _summary(sentences: tuple[str, ...], items: tuple[Finding, ...]) -> str:
-    plus = [item for item in items if item.name.startswith("importance++ of sentence") and "rejection" not in item.name]
-    known = [item for item in plus if item.value is not None]
+def _summary(report: "BranchReport") -> str:
+    removed = [(each, each.plus.rate) for each in report.resilience]
+    known = [(each, rate) for each, rate in removed if rate is not None]
+    start = f"{len(report.sentences)} sentences, answer {report.answer}"
     if not known:
-        return f"{len(sentences)} sentences: no importance++ could be measured"
-    best = max(known, key=lambda item: abs(item.value or 0.0))
-    return f"{len(sentences)} sentences; largest {best}"
+        return f"{start}: no importance++ could be measured"
+    acting = sum(not rate.low <= 0 <= rate.high for _, rate in known)
+    best, rate = max(known, key=lambda each: abs(each[1].value))
+    said = best.text if len(best.text) <= 60 else f"{best.text[:59].rstrip()}…"
+    return (
+        f"{start}; {acting} of {len(known)} removed sentences change P({report.target}) beyond chance; most: "
+        f"{rate!r} for sentence {best.sentence + 1}, “{said}”"
+    )

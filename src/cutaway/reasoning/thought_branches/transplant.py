@@ -63,9 +63,12 @@ class Mediation:
     per_chain: tuple[tuple[float, ...], ...] = field(default=())
     """`Cut.moved` of each chain."""
 
-    def gap(self, cut: int) -> float:
-        """Direct plus indirect minus total: near 0 when the chains were drawn freely under the hint."""
-        return self.cuts[cut].direct.value + self.cuts[cut].indirect.value - self.total.value
+    def gap(self, cut: int) -> Interval:
+        """Direct plus indirect minus total: around 0 when the chains were drawn freely under the hint.
+
+        The hint-free rates cancel: left is the rate under the hint after the cut, minus that of its bare prompt.
+        """
+        return _difference(self.cuts[cut].hinted, self.cuts[0].hinted)
 
     def __repr__(self) -> str:
         last = self.cuts[-1]
