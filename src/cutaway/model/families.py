@@ -120,6 +120,17 @@ class Layout:
         }
         return ports[kind]() if kind in ports else _projection(self, attn, kind)
 
+    def middle(self, layer: int) -> nn.Module:
+        """Return the module whose input is the stream that the MLP reads: its norm, or where it has none the MLP."""
+        block: Any = self.blocks[layer]
+        if getattr(block, "use_parallel_residual", False):
+            return block.get_submodule("post_attention_layernorm")
+        return _mid(self, block)
+
+    def post_norm(self, layer: int, part: Literal["attn", "mlp"]) -> nn.Module | None:
+        """Return the norm applied to what attention or MLP adds to the stream; None in most families."""
+        return _post_norm(self.blocks[layer], ("attn", "mlp").index(part))
+
     def entry(self, layer: int) -> nn.Module:
         """Return the first module of a block: its input is the residual stream that attention adds to."""
         block = self.blocks[layer]
