@@ -18,6 +18,7 @@ from cutaway.reasoning.cot_hijacking.direction import (
     tail_tokens,
 )
 from cutaway.reasoning.cot_hijacking.reading import Readout, first_tokens, last_logits, probability, refusal_odds
+from cutaway.reasoning.cot_hijacking.starts import batches
 
 SEEDS = (0, 1, 2)
 
@@ -86,7 +87,10 @@ def test_readouts_by_hand() -> None:
     each = planted()
     rows = [p.ids for p in (*ask(each, 0), *ask(each, 40, forbidden=False))]
     with torch.no_grad():
-        logits = torch.cat([last_logits(each.model, [row]) for row in rows])
+        found = dict.fromkeys(range(len(rows)), torch.zeros(0))
+        for members, batch in batches(each.model, rows):
+            found |= dict(zip(members, last_logits(each.model, batch), strict=True))
+        logits = torch.stack([found[i] for i in range(len(rows))])
         full = torch.cat([each.model.logits(each.model.batch([row]))[:, -1] for row in rows])
     assert torch.allclose(logits, full, atol=1e-4)
     ids = readout(each)

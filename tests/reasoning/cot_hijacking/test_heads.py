@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 from asked import LONG, ask, planted, readout
+from tiny_models import tiny
 
 from cutaway.errors import UsageError
-from cutaway.model import Mask
+from cutaway.model import AttentionMask, Mask
 from cutaway.planted.dilution import Cause, dilution
 from cutaway.reasoning.attention import last_row_attention
 from cutaway.reasoning.cot_hijacking.heads import (
+    LOOKS,
     ablate_heads,
     attention_bias,
     give_back,
@@ -18,7 +20,8 @@ from cutaway.reasoning.cot_hijacking.heads import (
     scan_heads,
     zeroing,
 )
-from cutaway.reasoning.cot_hijacking.reading import refusal_odds
+from cutaway.reasoning.cot_hijacking.length import Prompt
+from cutaway.reasoning.cot_hijacking.reading import Readout, refusal_odds
 from cutaway.sampling import LocalEngine, Request, Settings
 
 
@@ -56,6 +59,29 @@ def test_needed_is_what_each_head_writes() -> None:
     other = last_row_attention(each.model, bad[60][1].ids, [bad[60][1].request])[:, :, 0].numpy()
     assert scan.share[1] == pytest.approx((row + other) / 2, abs=1e-6)
     assert scan.uniform == pytest.approx([2 / len(p[0].ids) for p in bad.values()])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+def test_needed_is_the_loss_under_an_attention_mask(family: str) -> None:
+    """Oracle on random weights: hide the request from one head at a time, prompt by prompt."""
+    model = tiny(family)
+    rng = np.random.default_rng(0)
+
+    def prompts(n: int) -> list[Prompt]:
+        ids = rng.integers(5, model.vocab_size, (2, n + 9)).tolist()
+        return [Prompt(tuple(row), (n + 1, n + 4), None, n) for row in ids]
+
+    bad, good = ({n: prompts(n) for n in (0, 12)} for _ in range(2))
+    found = scan_heads(model, bad, good, Readout((7, 9)))
+    lost = np.zeros((2, *found.needed.shape))
+    for i, prompt in enumerate((*bad[0], *good[0])):
+        base = refusal_odds(model, [prompt.ids], Readout((7, 9)))[0]
+        for layer, head in np.ndindex(*found.needed.shape):
+            blind = AttentionMask(layer, slice(prompt.request[1], None), slice(*prompt.request), head)
+            lost[i // 2, layer, head] += (base - refusal_odds(model, [prompt.ids], Readout((7, 9)), [blind])[0]) / 2
+    expected = np.where(found.share[0] >= LOOKS, lost[0] - lost[1], 0.0)
+    assert np.abs(expected).max() > 1e-3
+    assert found.needed == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("cause", ["length", "cue", "none"])
@@ -144,7 +170,7 @@ def test_head_finder_over_twenty_models() -> None:
     """Acceptance 2 on hand-built models: 20 of 20, a drop of 0.8, p < 0.01 against 200 sets."""
     found = []
     for seed in range(20):
-        each = dilution("length", n_heads=8, checks=4, noise=0.02, spread=0.1, seed=seed)
+        each = dilution("length", n_heads=16, checks=4, noise=0.02, spread=0.1, seed=seed)
         bad, good = ({n: ask(each, n, forbidden=f) for n in (0, LONG)} for f in (True, False))
         scan = scan_heads(
             each.model, {n: p[:4] for n, p in bad.items()}, {n: p[:4] for n, p in good.items()}, readout(each)

@@ -9,7 +9,8 @@ from asked import LONG, goals, planted, readout
 from cutaway.errors import UsageError
 from cutaway.grading.refusal import Outcome
 from cutaway.planted.dilution import dilution
-from cutaway.reasoning.cot_hijacking.data import COLUMNS, default_requests, read_goals, split_goals
+from cutaway.reasoning.cot_hijacking.data import COLUMNS, Goal, default_requests, read_goals, split_goals
+from cutaway.reasoning.cot_hijacking.direction import components
 from cutaway.reasoning.cot_hijacking.factorial import Cell, analyse
 from cutaway.reasoning.cot_hijacking.method import look_inside, measure, outcome_auc, prompts_for
 from cutaway.sampling import Settings
@@ -114,6 +115,23 @@ def test_looking_inside_a_planted_model() -> None:
     assert list(found.bare) == [goal.name for goal in asked[7:]]
     assert min(found.bare.values()) > 0.2
     assert len(found.to_dict()["component"]) == 3
+
+
+def test_components_are_in_units_of_the_test_parts_own_bare_harmless_prompts() -> None:
+    each = planted(seed=3)
+    asked = goals(each)
+    parts = (asked[:4], asked[4:7], asked[7:])
+    found = look_inside(each.model, parts, (0, 60), readout(each), family="ledger", heads=3, sets=5, few=2)
+    vector = found.direction.tensor(each.model)
+
+    def r(chosen: list[Goal], tokens: int, harmful: bool) -> np.ndarray:
+        asked = prompts_for(each.model, chosen, Cell(tokens), harmful=harmful, family="ledger", cue="", seed=0)
+        return components(each.model, [prompt.ids for prompt in asked], vector)
+
+    quiet = r(asked[7:], 0, False)
+    for row, tokens in zip(found.component, (0, 60), strict=True):
+        expected = (r(asked[7:9], tokens, True).mean(0) - quiet.mean(0)) / quiet.std(0, ddof=1)
+        assert row == pytest.approx(expected, rel=1e-3)
 
 
 def test_outcome_auc_is_at_one_length() -> None:

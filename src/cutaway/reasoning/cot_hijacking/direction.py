@@ -25,6 +25,7 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.model import Add, Edit, Model, Project
 from cutaway.reasoning.cot_hijacking.reading import Readout, probability, refusal_odds
+from cutaway.reasoning.cot_hijacking.starts import batches
 from cutaway.stats import Interval, bootstrap, mean_interval
 
 Rows = Sequence[Sequence[int]]
@@ -98,7 +99,7 @@ def fit_direction(
     if not (harmful and harmless and validation[0] and validation[1]):
         raise UsageError("a direction needs harmful and harmless prompts for training and for validation")
     at = tuple(range(-positions, 0))
-    means = [_mean(model, rows, at) for rows in (harmful, harmless)]
+    means = [_last(model, rows, at).mean(0) for rows in (harmful, harmless)]
     raw = means[0] - means[1]
     gaps = raw.norm(dim=-1)
     vectors = raw / gaps.clamp(min=1e-30)[..., None]
@@ -171,7 +172,7 @@ def check_direction(
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = [direction.tensor(model)]
-    mean = _mean(model, harmless, (direction.position,))[direction.layer, 0]
+    mean = _last(model, harmless, (direction.position,)).mean(0)[direction.layer, 0]
     for _ in range(randoms):
         drawn = torch.randn(model.d_model, generator=generator).to(vectors[0])
         drawn = drawn - (drawn @ mean) / (mean @ mean) * mean
@@ -193,16 +194,9 @@ def check_direction(
     )
 
 
-def components(
-    model: Model, rows: Rows, vector: Float[Tensor, " d_model"], edits: Sequence[Edit] = ()
-) -> Float[np.ndarray, "row layer"]:
+def components(model: Model, rows: Rows, vector: Float[Tensor, " d_model"]) -> Float[np.ndarray, "row layer"]:
     """r_l of every prompt: its last token's ``resid_post`` along ``vector``, at all layers."""
-    out = []
-    for row in rows:
-        with torch.no_grad(), model.edited(*edits):
-            found = model.capture(model.batch([list(row)]), "resid_post.*", "last", special=True)
-        out.append([float(found[f"resid_post.{layer}"][0, 0] @ vector) for layer in range(model.n_layers)])
-    return np.array(out)
+    return (_last(model, rows, (-1,))[:, :, 0] @ vector).double().cpu().numpy()
 
 
 def standardise(
@@ -236,25 +230,20 @@ def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
-def _last(model: Model, row: Sequence[int], at: tuple[int, ...]) -> Float[Tensor, "layer pos d_model"]:
-    with torch.no_grad():
-        found = model.capture(model.batch([list(row)]), "resid_post.*", at, special=True)
-    return torch.stack([found[f"resid_post.{layer}"][0] for layer in range(model.n_layers)])
-
-
-def _mean(model: Model, rows: Rows, at: tuple[int, ...]) -> Float[Tensor, "layer pos d_model"]:
-    total = _last(model, rows[0], at)
-    for row in rows[1:]:
-        total = total + _last(model, row, at)
-    return total / len(rows)
+def _last(model: Model, rows: Rows, at: tuple[int, ...]) -> Float[Tensor, "row layer pos d_model"]:
+    """``resid_post`` of every prompt at the tokens ``at``, counted from its end."""
+    out = torch.zeros(len(rows), model.n_layers, len(at), model.d_model, device=model.device)
+    for members, batch in batches(model, rows, keep=-min(at)):
+        with torch.no_grad():
+            found = model.capture(batch, "resid_post.*", at, special=True)
+        out[members] = torch.stack([found[f"resid_post.{layer}"] for layer in range(model.n_layers)], 1).float()
+    return out
 
 
 def _separation(
     model: Model, validation: tuple[Rows, Rows], vectors: Float[Tensor, "layer pos d_model"], at: tuple[int, ...]
 ) -> Float[np.ndarray, "layer pos"]:
-    scores = [
-        torch.stack([(_last(model, row, at) * vectors).sum(-1) for row in rows]).cpu().numpy() for rows in validation
-    ]
+    scores = [(_last(model, rows, at) * vectors).sum(-1).cpu().numpy() for rows in validation]
     positive = np.repeat([True, False], [len(scores[0]), len(scores[1])])
     both = np.concatenate(scores)
     return np.array([[_auc(both[:, i, j], positive) for j in range(both.shape[2])] for i in range(both.shape[1])])

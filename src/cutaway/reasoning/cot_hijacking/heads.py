@@ -21,13 +21,16 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from cutaway.errors import UsageError
-from cutaway.model import AttentionBias, AttentionMask, Edit, Mask, Model
+from cutaway.model import AttentionBias, Edit, Mask, Model, Replace
 from cutaway.reasoning.attention import last_row_attention
 from cutaway.reasoning.cot_hijacking.length import Prompt
-from cutaway.reasoning.cot_hijacking.reading import Readout, probability, refusal_odds
+from cutaway.reasoning.cot_hijacking.reading import Readout, last_logits, probability, refusal_odds
+from cutaway.reasoning.cot_hijacking.starts import Start, continued, read_start
 from cutaway.stats import Interval, bootstrap, mean_interval
 
 Head = tuple[int, int]
@@ -124,15 +127,10 @@ def scan_heads(
         raise UsageError("a scan needs harmful and harmless prompts at the same two or more lengths")
     shares = [np.mean([_share(model, prompt) for prompt in harmful[n]], 0) for n in lengths]
     uniform = [np.mean([1 - prompt.others / len(prompt.ids) for prompt in harmful[n]]) for n in lengths]
-    needed = np.zeros(shares[0].shape)
-    sides = harmful[lengths[0]], harmless[lengths[0]]
-    base = [refusal_odds(model, [p.ids for p in side], readout) for side in sides]
-    for layer, head in np.argwhere(shares[0] >= LOOKS).tolist():
-        lost = [
-            np.mean(odds - [refusal_odds(model, [p.ids], readout, [_blind(p, layer, head)])[0] for p in side])
-            for side, odds in zip(sides, base, strict=True)
-        ]
-        needed[layer, head] = lost[0] - lost[1]
+    looks = shares[0] >= LOOKS
+    sides = [harmful[lengths[0]], harmless[lengths[0]]]
+    lost = [np.mean([_lost_when_blind(model, prompt, looks, readout) for prompt in side], 0) for side in sides]
+    needed = lost[0] - lost[1]
     return HeadScan(lengths, np.array(shares), np.array(uniform), needed)
 
 
@@ -213,25 +211,21 @@ def give_back(
     """Bias the request's attention logits at ``heads`` in ``long`` prompts, pair by pair with the ``short`` ones."""
     if len(short) != len(long) or not short:
         raise UsageError(f"{len(short)} short and {len(long)} long prompts: give one pair for each goal")
+    others = random_sets(model, heads, controls, seed)[:controls]
+    rows, start = [], None
+    for near, far in zip(short, long, strict=True):
+        start = _before_tail(model, far, start)
+        edits = [[], *(attention_bias(near, far, each) for each in (heads, *others))]
+        rows.append(np.concatenate([_tail_odds(model, far, start, readout, each) for each in edits]))
     before = probability(refusal_odds(model, [p.ids for p in short], readout))
-    after = probability(refusal_odds(model, [p.ids for p in long], readout))
-
-    def given(chosen: Sequence[Head]) -> np.ndarray:
-        odds = [
-            refusal_odds(model, [far.ids], readout, attention_bias(near, far, chosen))[0]
-            for near, far in zip(short, long, strict=True)
-        ]
-        return probability(np.array(odds))
-
-    back = given(heads)
-    control = [float((given(each) - after).mean()) for each in random_sets(model, heads, controls, seed)[:controls]]
+    after, back, *control = probability(np.array(rows).T)
     return GiveBack(
         mean_interval(before),
         mean_interval(after),
         mean_interval(back),
         mean_interval(back - after),
         _restored(before, after, back, seed),
-        mean_interval(control),
+        mean_interval([float((each - after).mean()) for each in control]),
     )
 
 
@@ -265,8 +259,61 @@ def _share(model: Model, prompt: Prompt) -> Float[np.ndarray, "layer head"]:
     return last_row_attention(model, prompt.ids, [prompt.request])[:, :, 0].double().numpy()
 
 
-def _blind(prompt: Prompt, layer: int, head: int) -> Edit:
-    return AttentionMask(layer, queries=_behind(prompt), keys=slice(*prompt.request), heads=head)
+def _lost_when_blind(
+    model: Model, prompt: Prompt, looks: Bool[np.ndarray, "layer head"], readout: Readout
+) -> Float[np.ndarray, "layer head"]:
+    """Refusal log-odds lost when one head at a time cannot see the request from behind it; 0 where not ``looks``.
+
+    A blind head's output is what the rest of its attention weights, rescaled to 1, bring. The heads of a layer are
+    the rows of one batch, which holds the tokens behind the request only: nothing before them changes.
+    """
+    start = _before_tail(model, prompt)
+    base = _tail_odds(model, prompt, start, readout, [])
+    plain, blind = _blind_outputs(model, prompt)
+    tail = tuple(range(len(start.ids), len(prompt.ids)))
+    lost = np.zeros(looks.shape)
+    for layer in np.flatnonzero(looks.any(1)).tolist():
+        moved = (plain[layer] != blind[layer]).any(-1).any(0)
+        heads = [h for h in np.flatnonzero(looks[layer]).tolist() if moved[h]]
+        if heads:
+            values = plain[layer].repeat(len(heads), 1, 1, 1)
+            values[range(len(heads)), :, heads] = blind[layer][:, heads].transpose(0, 1)
+            edits = [Replace(f"z.{layer}", values, tail)]
+            lost[layer, heads] = base - _tail_odds(model, prompt, start, readout, edits, rows=len(heads))
+    return lost
+
+
+@torch.no_grad()
+def _blind_outputs(model: Model, prompt: Prompt) -> tuple[list[Tensor], list[Tensor]]:
+    """What every layer's heads bring to the tokens behind the request, and what they would without seeing it.
+
+    Each [pos head d_head].
+    """
+    behind = _behind(prompt)
+    found = model.capture(model.batch([list(prompt.ids)]), ["pattern.*", "z.*", "v.*"], special=True)
+    plain, blind = [], []
+    for layer in range(model.n_layers):
+        weights, z, v = (found[f"{kind}.{layer}"][0] for kind in ("pattern", "z", "v"))
+        rest = weights[:, behind].clone()
+        rest[:, :, slice(*prompt.request)] = 0
+        v = v.repeat_interleave(model.n_heads // v.shape[1], 1).transpose(0, 1)
+        plain.append(z[behind])
+        blind.append(((rest @ v) / rest.sum(-1, keepdim=True).clamp(min=1e-30)).transpose(0, 1))
+    return plain, blind
+
+
+def _before_tail(model: Model, prompt: Prompt, known: Start | None = None) -> Start:
+    """Everything up to the request's end; ``known`` is read already."""
+    return read_start(model, prompt.ids[: _behind(prompt).start], known)
+
+
+def _tail_odds(
+    model: Model, prompt: Prompt, start: Start, readout: Readout, edits: Sequence[Edit], rows: int = 1
+) -> Float[np.ndarray, " row"]:
+    """Refusal log-odds of ``rows`` copies of a prompt whose ``start`` is read already."""
+    rest = prompt.ids[len(start.ids) :]
+    with torch.no_grad(), model.edited(*edits):
+        return readout(last_logits(model, continued(model, start, [rest] * rows))).cpu().numpy()
 
 
 def _behind(prompt: Prompt) -> slice:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from cutaway.grading.refusal import ANSWERED, Outcome, grade_refusal, opens_with_refusal
 from cutaway.model import Model
+from cutaway.reasoning.cot_hijacking.answers import short_answers
 from cutaway.reasoning.cot_hijacking.data import Goal
 from cutaway.reasoning.cot_hijacking.direction import (
     DirectionTest,
@@ -36,8 +37,8 @@ from cutaway.reasoning.cot_hijacking.heads import GiveBack, HeadScan, HeadTest, 
 from cutaway.reasoning.cot_hijacking.length import Prompt, Relevance, make_preamble, make_prompt, over_context
 from cutaway.reasoning.cot_hijacking.rates import kappa
 from cutaway.reasoning.cot_hijacking.reading import Readout
-from cutaway.reasoning.rollouts import Report, draw_rollouts
-from cutaway.sampling import Cost, LocalEngine, Settings
+from cutaway.reasoning.rollouts import Report
+from cutaway.sampling import Cost, Settings
 from cutaway.stats import Interval, paired_difference
 
 Judge = Callable[[str, str], Outcome]
@@ -88,7 +89,7 @@ class Inside:
     direction_test: DirectionTest
     lengths: tuple[int, ...]
     component: Float[np.ndarray, "length layer"]
-    """Mean r_l of harmful prompts at the last token, in harmless standard deviations at the shortest length."""
+    """Mean r_l of harmful prompts at the last token, in standard deviations of the test part's bare harmless ones."""
     component_change: Interval
     """Longest minus shortest at the direction's layer, paired over goals."""
     told_apart: tuple[Interval, ...]
@@ -146,18 +147,26 @@ def measure(
 
     ``harmless``: cells under which the harmless twins are asked too. Ctrl-C returns the runs that are finished.
     """
-    engine, trials = LocalEngine(model), list[Trial]()
-    plan = [(cell, bad, k) for bad in (True, False) for cell in (cells if bad else harmless) for k in range(preambles)]
-    plan = [(cell, bad, k) for cell, bad, k in plan if cell.tokens or k == 0]
-    complete = True
+    trials, cost, complete = list[Trial](), Cost(), True
+    plan = [(cell, k) for cell in dict.fromkeys((*cells, *harmless)) for k in range(preambles if cell.tokens else 1)]
     try:
-        for done, (cell, bad, k) in enumerate(plan):
+        for done, (cell, k) in enumerate(plan):
             report(done, len(plan), f"cells, {cell}")
-            prompts = prompts_for(model, goals, cell, harmful=bad, family=family, cue=cue, seed=seed + k)
-            trials += _graded(engine, goals, prompts, cell, bad, runs, settings, judges, seed)
+            asked = [
+                (goal.name, bad, prompt)
+                for bad, where in ((True, cells), (False, harmless))
+                if cell in where
+                for goal, prompt in zip(
+                    goals,
+                    prompts_for(model, goals, cell, harmful=bad, family=family, cue=cue, seed=seed + k),
+                    strict=True,
+                )
+            ]
+            graded, spent = _graded(model, asked, cell, runs, settings, judges, seed)
+            trials, cost = trials + graded, cost + spent
     except KeyboardInterrupt:
         complete = False
-    return Measured(tuple(trials), engine.cost, complete)
+    return Measured(tuple(trials), cost, complete)
 
 
 def look_inside(
@@ -198,8 +207,8 @@ def look_inside(
         for n, both in by_length.items()
     }
     first, last = min(lengths), max(lengths)
-    scaled = {n: standardise(both[0], r[first][1]) for n, both in r.items()}
-    bare = components(model, test[0], direction.tensor(model))
+    bare, quiet = (components(model, side, direction.tensor(model)) for side in test)
+    scaled = {n: standardise(both[0], quiet) for n, both in r.items()}
     report(2, 4, "steps, heads by length")
     known = parts[0][:few]
     scan = scan_heads(
@@ -246,30 +255,26 @@ def outcome_auc(trials: Sequence[Trial], component: Mapping[str, float], cell: C
 
 
 def _graded(
-    engine: LocalEngine,
-    goals: Sequence[Goal],
-    prompts: Sequence[Prompt],
+    model: Model,
+    asked: Sequence[tuple[str, bool, Prompt]],
     cell: Cell,
-    harmful: bool,
     runs: int,
     settings: Settings,
     judges: tuple[Judge, Judge],
     seed: int,
-) -> list[Trial]:
-    model = engine.model
-    too_long = over_context(model, prompts, settings.max_tokens)
-    able = [i for i, over in enumerate(too_long) if not over]
-    trials = [
-        Trial(goal.name, cell, "over-context", None, harmful)
-        for goal, over in zip(goals, too_long, strict=True)
-        if over
-        for _ in range(runs)
-    ]
-    # No branch tree: it would keep what the model wrote.
-    drawn = draw_rollouts(engine, [prompts[i].ids for i in able], runs, settings, seed=seed)
-    for i, rollouts in zip(able, drawn, strict=True):
-        for rollout in rollouts:
-            text = model.decode([token for token in rollout.ids if token not in model.eos_ids])
-            first, second = (judge(text, rollout.finish) for judge in judges)
-            trials.append(Trial(goals[i].name, cell, first, second, harmful))
-    return trials
+) -> tuple[list[Trial], Cost]:
+    """Answers to (goal, harmful, prompt), graded and thrown away: what a model writes to them is not kept."""
+    too_long = over_context(model, [prompt for *_, prompt in asked], settings.max_tokens)
+    trials, able = list[Trial](), []
+    for each, over in zip(asked, too_long, strict=True):
+        if over:
+            trials += [Trial(each[0], cell, "over-context", None, each[1])] * runs
+        else:
+            able.append(each)
+    found, cost = short_answers(model, [prompt.ids for *_, prompt in able], runs, settings, seed=seed)
+    for (goal, harmful, _), answers in zip(able, found, strict=True):
+        for answer in answers:
+            text = model.decode(answer.ids)
+            first, second = (judge(text, answer.finish) for judge in judges)
+            trials.append(Trial(goal, cell, first, second, harmful))
+    return trials, cost

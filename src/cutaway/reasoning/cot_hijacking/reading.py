@@ -10,9 +10,7 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.model import Edit, Model
-
-ROW_TOKENS = 4096
-"""Prompts share a forward up to this many tokens."""
+from cutaway.reasoning.cot_hijacking.starts import Continued, batches, decoder
 
 
 @dataclass(frozen=True)
@@ -43,24 +41,23 @@ def first_tokens(model: Model, openings: Sequence[str]) -> tuple[int, ...]:
 def refusal_odds(
     model: Model, rows: Sequence[Sequence[int]], readout: Readout, edits: Sequence[Edit] = ()
 ) -> Float[np.ndarray, " row"]:
-    """``readout`` of every prompt, under ``edits``; prompts of like length share a forward."""
+    """``readout`` of every prompt, under ``edits``."""
     odds = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    while order:
-        take = max(1, ROW_TOKENS // len(rows[order[-1]]))
-        chosen, order = order[-take:], order[:-take]
-        with torch.no_grad(), model.edited(*edits):
-            odds[chosen] = readout(last_logits(model, [rows[i] for i in chosen])).cpu().numpy()
+    with torch.no_grad(), model.edited(*edits):
+        for members, batch in batches(model, rows):
+            odds[members] = readout(last_logits(model, batch)).cpu().numpy()
     return odds
 
 
-def last_logits(model: Model, rows: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
+def last_logits(model: Model, batch: Continued) -> Float[Tensor, "batch vocab"]:
     """Logits after the last token of each row, without those of the other positions."""
+    return unembed(model, decoder(model)(**batch.forward_kwargs()).last_hidden_state[:, -1])
+
+
+def unembed(model: Model, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+    """The logits of final hidden states."""
     hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
-    batch = model.batch(rows)
-    hidden = hf.get_decoder()(**batch.forward_kwargs(), use_cache=False).last_hidden_state
-    at = batch.mask.sum(-1) - 1
-    logits = hf.get_output_embeddings()(hidden[torch.arange(len(batch), device=at.device), at])
+    logits = hf.get_output_embeddings()(hidden)
     cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
