@@ -58,6 +58,7 @@ def _at(
 
 
 CASES = [
+    (Settings("eap-ig", steps=1, rule="midpoint"), [0.5]),
     (Settings("eap"), [1.0]),
     (Settings("eap-ig", steps=3), [0.0, 1 / 3, 2 / 3]),
     (Settings("eap-ig", steps=2, rule="midpoint"), [0.25, 0.75]),
@@ -68,8 +69,8 @@ CASES = [
 @pytest.mark.parametrize("grouping", ["shared", "expanded", "whole"])
 def test_equals_the_derivative_by_explicit_masks(model: Model, pairs: Pairs, grouping: Grouping) -> None:
     wiring = Wiring.of(model, grouping)
-    every = model.name.startswith("llama") and grouping == "shared"
-    for settings, points in CASES if every else CASES[2:3]:
+    every = model.name == "tiny-llama" and grouping == "shared"
+    for settings, points in CASES if every else CASES[:1]:
         scores = edge_scores(anatomy(model), wiring, pairs, settings)
         oracle = by_masks(model, wiring, pairs, points)
         assert torch.allclose(scores, oracle, atol=1e-5), settings
@@ -133,10 +134,11 @@ def test_frozen_norms_leave_scale_out_of_the_gradient(model: Model, pairs: Pairs
 
 def test_mask_gradient_integrates_to_the_whole_change(llama: Model, pairs: Pairs) -> None:
     """The masks' path leads from the corrupted to the clean run, so its integral is the whole difference."""
-    scores = edge_scores(anatomy(llama), Wiring.of(llama), pairs, Settings("mask-gradient", steps=8, rule="midpoint"))
+    pairs = pairs[:1]
+    scores = edge_scores(anatomy(llama), Wiring.of(llama), pairs, Settings("mask-gradient", steps=16, rule="midpoint"))
     with torch.no_grad():
         ends = [pairs.value(llama.logits(llama.batch(ids.tolist()))[:, -1]) for ids in (pairs.clean, pairs.corrupted)]
-    assert torch.allclose(scores.sum((1, 2)), ends[0] - ends[1], atol=4e-2)
+    assert torch.allclose(scores.sum((1, 2)), ends[0] - ends[1], atol=2e-2)
 
 
 def test_graph_keeps_what_it_is_made_of(llama: Model, pairs: Pairs, tmp_path: "object") -> None:
