@@ -10,14 +10,13 @@ from cutaway.errors import UsageError
 from cutaway.planted.echo import SimulatedStates, simulate_states
 from cutaway.reasoning.history_echoes.geometry import (
     Geometry,
-    area_under_curve,
     measure_geometry,
     noise_floor,
     plane,
     rotation,
-    trapped_signal,
 )
 from cutaway.reasoning.history_echoes.link import angle_link
+from cutaway.reasoning.history_echoes.separation import SEEDS, first_half, trapped_signal
 
 
 def measured(planted: SimulatedStates, **options: object) -> Geometry:
@@ -135,11 +134,13 @@ def test_intervals_of_angle_and_area_cover_the_truth() -> None:
 
 
 def test_area_under_curve_equals_counting_pairs() -> None:
-    rng = np.random.default_rng(0)
-    scores, labels = rng.integers(0, 5, 40).astype(float), rng.integers(0, 2, 40)
-    plus, minus = scores[labels == 1], scores[labels == 0]
+    planted = simulate_states(20.0, 12, 6, d_model=5, seed=4)
+    x, y = planted.states, planted.labels
+    half = first_half(planted.dialogue, SEEDS[0])
+    score = x @ (x[half & (y == 1)].mean(0) - x[half & (y == 0)].mean(0))
+    plus, minus = score[~half & (y == 1)], score[~half & (y == 0)]
     wins = np.mean((plus[:, None] > minus) + 0.5 * (plus[:, None] == minus))
-    assert area_under_curve(scores, labels) == pytest.approx(wins)
+    assert measured(planted, permutations=1).auc.value == pytest.approx(wins)
 
 
 @pytest.mark.parametrize(

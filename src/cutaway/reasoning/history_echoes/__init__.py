@@ -18,10 +18,11 @@ from cutaway.reasoning.history_echoes.forced import (
     make_targets,
     run_forced,
 )
-from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry, trapped_signal
+from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry
 from cutaway.reasoning.history_echoes.link import Link, angle_link
 from cutaway.reasoning.history_echoes.markov import Stickiness, measure_stickiness
 from cutaway.reasoning.history_echoes.phenomena import PHENOMENA, Phenomenon, get_phenomenon
+from cutaway.reasoning.history_echoes.separation import trapped_signal
 
 __all__ = [
     "PHENOMENA",

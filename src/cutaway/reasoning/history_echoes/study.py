@@ -17,9 +17,10 @@ from cutaway.reasoning.history_echoes.calibration import calibrate
 from cutaway.reasoning.history_echoes.data import TOPICS, Order, plan_dialogues, select_items
 from cutaway.reasoning.history_echoes.dialogue import Asked, Chat, Dialogues, capture_answers, run_dialogues
 from cutaway.reasoning.history_echoes.forced import ForcedResult, contrasts, make_targets, run_forced
-from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry, trapped_signal
+from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry
 from cutaway.reasoning.history_echoes.markov import Outcomes, Stickiness, measure_stickiness
 from cutaway.reasoning.history_echoes.phenomena import Phenomenon, get_phenomenon
+from cutaway.reasoning.history_echoes.separation import trapped_signal
 from cutaway.sampling.tree import BranchTree
 from cutaway.sampling.types import Settings
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
