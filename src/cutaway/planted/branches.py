@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from transformers import LlamaForCausalLM
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
@@ -221,9 +222,8 @@ def branches(
     process = Process(layout, driver, reason, stubborn, idea, doubt, p_doubt, foreign, cue, step, base)
     tokenizer = word_tokenizer(process.words)
     tables = _tables(process)
-    words = (*process.words, EOS)
-    ids = [tokenizer.get_vocab()[word] for word in words]
-    used = len(words) + 1 + sum(len(table.columns) for table in tables)
+    ids = [tokenizer.get_vocab()[word] for word in (*process.words, EOS)]
+    used = len(ids) + 1 + sum(len(table.columns) for table in tables)
     d_head = max(4, 2 * math.ceil(max(len(table.columns) for table in tables) / 2))
     hf = blank_llama(
         tokenizer,
@@ -233,6 +233,22 @@ def branches(
         d_head=d_head,
         n_ctx=n_ctx,
     )
+    _write(hf, process, tables, ids, d_head)
+    model = Model(hf, tokenizer, f"planted-branches-{layout}")
+    prompt, hinted = ("".join(text) for text in (PROMPT, PROMPT + HINT))
+    return Branches(model, process, tuple(model.encode(prompt)), tuple(model.encode(hinted)))
+
+
+class _Table(NamedTuple):
+    """One head: the rank and column of each word it attends to, and the logits that each column adds."""
+
+    marks: dict[str, tuple[int, int]]
+    columns: list[dict[str, float]]
+
+
+def _write(hf: LlamaForCausalLM, process: Process, tables: Sequence[_Table], ids: Sequence[int], d_head: int) -> None:
+    """Set the weights: one axis a word, one constant, then the columns of each head; the output reads them all."""
+    words = (*process.words, EOS)
     constant, slow, layer = len(words), d_head // 2 - 1, hf.model.layers[0]
     with torch.no_grad():
         embed = hf.model.embed_tokens.weight
@@ -257,16 +273,6 @@ def branches(
         norm_gain(layer.input_layernorm, 2.0)
         norm_gain(layer.post_attention_layernorm, 2.0 + len(tables))
         norm_gain(hf.model.norm, 2.0 + len(tables))
-    model = Model(hf, tokenizer, f"planted-branches-{layout}")
-    prompt, hinted = ("".join(text) for text in (PROMPT, PROMPT + HINT))
-    return Branches(model, process, tuple(model.encode(prompt)), tuple(model.encode(hinted)))
-
-
-class _Table(NamedTuple):
-    """One head: the rank and column of each word it attends to, and the logits that each column adds."""
-
-    marks: dict[str, tuple[int, int]]
-    columns: list[dict[str, float]]
 
 
 def _tables(process: Process) -> list[_Table]:

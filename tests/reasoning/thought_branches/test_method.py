@@ -117,7 +117,7 @@ def spent_together_and_apart(n: int, runs: int, inserted: int) -> tuple[int, int
 
 
 def test_sharing_saves_more_than_half_of_the_tokens():
-    together, apart = spent_together_and_apart(n=16, runs=4, inserted=5)
+    together, apart = spent_together_and_apart(n=12, runs=3, inserted=4)
     assert together < 0.5 * apart
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_run_goes_on_without_drawing_again(tmp_path):
         pool = pool_of(source, tree=tree)
         whole = analyse(pool, chain, source.model, SMALL, **options)
         needed = pool.engine.cost.decoded
-    spent, stops = 0, [3, 60]
+    spent, stops = 0, [3, 40]
     for stop in [*stops, None]:
         seen = 0
 
@@ -190,7 +190,7 @@ def test_the_study_is_registered_and_refuses_contradictions():
 
 def test_calibration_in_small():
     seen = []
-    rates = {rate.name: rate for rate in measure(1, seen.append, runs=6, n=20, chains=4)}
+    rates = {rate.name: rate for rate in measure(1, seen.append, runs=4, n=16, chains=3)}
     assert seen == [0]
     assert rates["importance++ coverage"].trials == 3
     assert rates["false importance++"].trials == 3 * NULLS

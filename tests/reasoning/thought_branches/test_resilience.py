@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from planted_branches import QUICK, chain_with, planted, pool_of
+from scipy import stats
 
 from cutaway.errors import UsageError
-from cutaway.reasoning.thought_branches.resilience import resilience
+from cutaway.reasoning.thought_branches.resilience import _mean, resilience
 from cutaway.sampling import Settings
+from cutaway.stats.survival import kaplan_meier
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,18 @@ def test_capped_runs_are_censored_and_left_out(stubborn):
     exact = source.exact(chain.trace.ids, 1)
     for each in (long, short):
         assert each.plus.rate.low <= exact.kept - exact.gone <= each.plus.rate.high
+
+
+def test_the_mean_s_interval_is_on_the_log_scale():
+    returns = np.array([0, 0, 1, 1, 2, 7])
+    found = _mean(kaplan_meier(returns, np.ones(6, dtype=bool)), 20)
+    error = returns.std() / np.sqrt(6)
+    factor = np.exp(stats.t.ppf(0.975, 5) * error / returns.mean())
+    assert found.value == pytest.approx(returns.mean())
+    assert (found.low, found.high) == pytest.approx((returns.mean() / factor, returns.mean() * factor))
+    never = _mean(kaplan_meier(np.zeros(6), np.ones(6, dtype=bool)), 20)
+    assert (never.value, never.low) == (0, 0)
+    assert never.high > 0
 
 
 def test_when_every_run_is_capped_importance_is_undefined():

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cutaway.planted.branches import Branches, branches
+from cutaway.planted.branches import Branches, Exact, branches
 from cutaway.reasoning.thought_branches.chain import Chain, Pool
 from cutaway.reasoning.thought_branches.resilience import Resilience, resilience
 from cutaway.reasoning.thought_branches.transplant import Mediation, transplant
@@ -89,8 +89,7 @@ def measure(
         report(seed)
         _effects(tally, planted, seed, runs, n)
         for part in range(NULLS * seed, NULLS * (seed + 1)):
-            for each in removals(silent, part, runs // 2, n // 2)[1]:
-                tally.add("false importance++", _leaves_out_0(each.plus.rate))
+            _nothing(tally, silent, part, runs // 2, n // 2)
         for part in range(TRANSPLANTS * seed, TRANSPLANTS * (seed + 1)):
             moved, still = mediation(hinting, part, chains), mediation(flat, part, chains)
             tally.add("transplant curve", inside(moved, hinting))
@@ -105,14 +104,28 @@ def _effects(tally: _Tally, planted: Branches, seed: int, runs: int, n: int) -> 
     chain, found = removals(planted, seed, runs, n)
     for i, each in enumerate(found):
         exact = planted.exact(chain.trace.ids, i)
-        rate, mean, truth = each.plus.rate, each.mean, exact.kept - exact.gone
+        rate, truth = each.plus.rate, exact.kept - exact.gone
         tally.add("importance++ is close", rate is not None and abs(rate.value - truth) <= CLOSE)
         tally.add("importance++ coverage", rate is not None and rate.low <= truth <= rate.high)
-        tally.add("resilience coverage", mean is not None and mean.low <= exact.resilience(each.cap) <= mean.high)
+        _returns(tally, exact, each)
         if i in planted.truth:
             tally.add("importance++ found", _leaves_out_0(rate))
         else:
             tally.add("excuse exposed", rate is not None and not _leaves_out_0(rate))
+
+
+def _nothing(tally: _Tally, silent: Branches, seed: int, runs: int, n: int) -> None:
+    """One chain whose idea returns and where nothing acts."""
+    chain, found = removals(silent, seed, runs, n)
+    for i, each in enumerate(found):
+        tally.add("false importance++", _leaves_out_0(each.plus.rate))
+        _returns(tally, silent.exact(chain.trace.ids, i), each)
+
+
+def _returns(tally: _Tally, exact: Exact, found: Resilience) -> None:
+    truth, mean = exact.resilience(found.cap), found.mean
+    if truth > 0:
+        tally.add("resilience coverage", mean is not None and mean.low <= truth <= mean.high)
 
 
 def _leaves_out_0(found: Interval | None) -> bool:
@@ -125,7 +138,7 @@ def _rates(tally: _Tally) -> tuple[Rate, ...]:
         rate("importance++ is close", "removed sentences whose importance++ is within 0.05 of the exact rate", 0.88),
         rate("importance++ coverage", "removed sentences whose exact importance++ lies in its interval", 0.9),
         rate("importance++ found", "removed sentences that act and whose importance++ interval leaves out 0", 0.9),
-        rate("resilience coverage", "removed sentences whose exact mean number of returns lies in its interval", 0.9),
+        rate("resilience coverage", "sentences that return whose exact mean number of returns is in its interval", 0.9),
         rate("excuse exposed", "decorative reasons whose importance++ interval covers 0", 0.93),
         rate("false importance++", "sentences without effect whose importance++ interval leaves out 0", None, 0.07),
         rate("transplant curve", "transplants whose exact curve lies in the band at every cut", 0.9),

@@ -239,11 +239,8 @@ def interventions(
     others: Sequence[Ids] = (),
     n: int = 100,
     boundary: int = 100,
-    level: float = 0.95,
-    stop: float = 0.7,
     rounds: int = 6,
-    replacements: int = 12,
-    continuations: int = 8,
+    level: float = 0.95,
 ) -> Interventions:
     """Insert every text after ``sentence``; ``search`` names those to look for on-policy and on other prompts.
 
@@ -265,17 +262,7 @@ def interventions(
             near = nearest_elsewhere(pool, chain, others, texts[name])
             why = "no other chain has a whole sentence"
             items.append(insert("other problem", name, after, near[0]) if near else _none("other problem", name, why))
-        found = find_on_policy(
-            pool,
-            chain,
-            sentence,
-            texts[name],
-            known=boundary,
-            stop=stop,
-            rounds=rounds,
-            replacements=replacements,
-            continuations=continuations,
-        )
+        found = find_on_policy(pool, chain, sentence, texts[name], known=boundary, rounds=rounds)
         why = "no draw of the search has a whole next sentence"
         items.append(
             insert("on-policy", name, before, found.ids, found.logprobs) if found else _none("on-policy", name, why)

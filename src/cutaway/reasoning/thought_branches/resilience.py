@@ -25,6 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from scipy import stats
+
 from cutaway.errors import UsageError
 from cutaway.reasoning.thought_branches.chain import Chain, Effect, Ids, Pool, compare, start_of, texts_of
 from cutaway.sampling import Rollout
@@ -73,7 +76,7 @@ class Resilience:
     curve: Survival | None
     """P(more than k returns); None when every run is undefined."""
     mean: Interval | None
-    """Mean number of returns, counted up to `cap`."""
+    """Mean number of returns, counted up to `cap`; its interval is on the log scale, since few runs return often."""
     acceptance: Interval
     """Share of draws that replaced the target by something else."""
     plus: Effect
@@ -146,7 +149,7 @@ def resilience(
         runs=done,
         cap=cap,
         curve=curve,
-        mean=None if curve is None else curve.restricted_mean(_horizon(watched, cap)),
+        mean=None if curve is None else _mean(curve, _horizon(watched, cap)),
         acceptance=wilson(draws - sum(run.rejected for run in done), draws, level),
         plus=compare(kept, gone, chain.target, level=level, why=missing),
         conditional=swept[-1].effect,
@@ -226,6 +229,18 @@ def _horizon(watched: Sequence[Run], cap: int) -> int:
     """How far the curve is known: to the cap, unless the last runs were cut at max_tokens before it."""
     last = max(watched, key=lambda run: (run.returns, run.status != "gone"))
     return cap if last.status == "gone" else max(1, last.returns)
+
+
+def _mean(curve: Survival, horizon: int) -> Interval:
+    """Area under the curve; Student's interval for its logarithm, or the curve's own where all runs were alike."""
+    found = curve.restricted_mean(horizon)
+    if found.value == 0 or len(curve.times) == 1:
+        return found
+    tail = (1 + found.level) / 2
+    half = max(found.value - found.low, found.high - found.value)
+    wider = float(stats.t.ppf(tail, curve.n - 1) / stats.norm.ppf(tail)) if curve.n > 1 else 1.0
+    factor = float(np.exp(half * wider / found.value))
+    return Interval(found.value, found.value / factor, min(float(horizon), found.value * factor), found.n, found.level)
 
 
 def _tally(runs: Sequence[Run]) -> str:
