@@ -187,7 +187,7 @@ class DialogueEngine:
         starts = torch.tensor([len(rows.ids[i]) for i in range(len(new))], device=device)
         tokens = torch.tensor([ids + [ids[-1]] * (width - len(ids)) for ids in new], device=device)
         positions = starts[:, None] + torch.arange(width, device=device)
-        rows.begin(starts, width)
+        rows.starts = starts
         config = self._hf.config.get_text_config()
         before = config._attn_implementation
         config._attn_implementation = ROW_CACHE

@@ -25,20 +25,16 @@ class RowCache(Cache):
     def __init__(self, rows: int) -> None:
         super().__init__(layers=[])
         self.ids: list[list[int]] = [[] for _ in range(rows)]
-        self.new = 0
-        self._starts = torch.zeros(0, dtype=torch.long)
+        self.starts: Int[Tensor, " row"] = torch.zeros(0, dtype=torch.long)
+        """Column at which the next forward begins to write, for each of the first rows; set before it."""
         self._buffers: list[tuple[Tensor, Tensor]] = []
-
-    def begin(self, starts: Int[Tensor, " row"], new: int) -> None:
-        """The next forward writes ``new`` columns of the first rows, from ``starts`` on."""
-        self._starts, self.new = starts, new
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new columns; return the rows' columns up to the last one written."""
         rows, _, new, _ = key_states.shape
-        view = int(self._starts.max()) + new
+        view = int(self.starts.max()) + new
         if layer_idx == len(self._buffers):
             self._buffers.append((self._blank(key_states), self._blank(value_states)))
         while view > self._buffers[layer_idx][0].shape[2]:
@@ -46,7 +42,7 @@ class RowCache(Cache):
             self._buffers[layer_idx] = (_longer(keys), _longer(values))
         keys, values = self._buffers[layer_idx]
         row = torch.arange(rows, device=keys.device)[:, None]
-        column = self._starts[:, None] + torch.arange(new, device=keys.device)
+        column = self.starts[:, None] + torch.arange(new, device=keys.device)
         keys[row, :, column] = key_states.transpose(1, 2)
         values[row, :, column] = value_states.transpose(1, 2)
         return keys[:rows, :, :view], values[:rows, :, :view]
