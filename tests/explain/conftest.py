@@ -176,6 +176,8 @@ def build_view(n: int, *, seed: int = 0, **changes: object) -> TraceView:
                 unit="nats",
                 undefined=tuple("only 4 of 100 rollouts say something else" if x is None else "" for x in kl),
                 study="thought-anchors",
+                control=tuple(None if x is None else 0.04 + 0.001 * i for i, x in enumerate(kl)),
+                control_is="Labels shuffled between the two sets.",
             ),
             Track(
                 "accuracy change",

@@ -109,6 +109,32 @@ def test_a_click_shows_everything_known_about_a_sentence(open_page: Open, make_v
     assert "No alternative is known here" in pane.inner_text()
 
 
+def test_controls_are_shown_on_demand_beside_their_measure(open_page: Open, make_view: MakeView) -> None:
+    view = make_view("short")
+    page = open_page(trace_page(view), viewport={"width": 1600, "height": 900})
+    assert page.locator("#v-measure option").count() == len(view.tracks), "a control is no measure of its own"
+    page.locator(".v-row").nth(3).click()
+    assert page.locator(".v-strip .control").count() == 0
+    assert "control" not in page.locator(".v-detail").inner_text()
+    page.locator("#v-controls").check()
+    control = view.tracks[0].control
+    assert control is not None
+    assert page.locator(".v-strip .control").count() == sum(x is not None for x in control)
+    (line,) = page.locator(".v-detail .v-control").all_inner_texts()
+    assert line == f"control {control[3]:.3g}"
+    # The mark stands where a bar of its size would end.
+    top = max(range(24), key=lambda i: view.tracks[0].value[i] or 0)
+    strip, value = page.locator(".v-row").nth(top).locator(".v-strip"), view.tracks[0].value[top]
+    left, width = (float(strip.locator(".bar.now").get_attribute(name)) for name in ("x", "width"))
+    mark = float(strip.locator(".control").get_attribute("d").split(",")[0][1:])
+    assert value is not None
+    assert mark - left == pytest.approx(width * control[top] / value, abs=0.11)
+    page.locator("#v-controls").uncheck()
+    assert page.locator(".v-strip .control").count() == 0
+    plain = open_page(trace_page(make_view("bare")))
+    assert plain.locator("#v-controls").count() == 0
+
+
 def test_the_trees_hold_the_strongest_links_to_depth_two(open_page: Open, make_view: MakeView) -> None:
     view = make_view("short")
     page = open_page(trace_page(view))

@@ -7,7 +7,16 @@ import pytest
 from cutaway.errors import UsageError
 from cutaway.reasoning.view import Alternative, Links, TraceView, Track
 
-TRACK = Track("importance", "how much", (0.5, None), (0.1, None), (0.9, None), undefined=("", "no draws"))
+TRACK = Track(
+    "importance",
+    "how much",
+    (0.5, None),
+    (0.1, None),
+    (0.9, None),
+    undefined=("", "no draws"),
+    control=(0.05, float("nan")),
+    control_is="Shuffled.",
+)
 VIEW = TraceView(
     title="t",
     prompt="p",
@@ -31,6 +40,14 @@ def test_numbers_that_are_not_finite_are_gaps_and_need_a_reason() -> None:
     assert Track("a", "b", (float("nan"), 1.0), undefined=("no draw", "")).value == (None, 1.0)
     with pytest.raises(UsageError, match="sentence 0 has no value"):
         Track("a", "b", (float("inf"), 1.0))
+
+
+def test_a_control_has_a_number_a_sentence_and_says_what_it_is() -> None:
+    assert TRACK.control == (0.05, None)
+    with pytest.raises(UsageError, match=r"lengths \[1, 2\]"):
+        Track("a", "b", (0.1, 0.2), control=(0.1,), control_is="Shuffled.")
+    with pytest.raises(UsageError, match="say in `control_is`"):
+        Track("a", "b", (0.1, 0.2), control=(0.1, 0.1))
 
 
 @pytest.mark.parametrize(

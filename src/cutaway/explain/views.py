@@ -43,9 +43,13 @@ def viewer_data(view: TraceView) -> dict[str, Any]:
 def _track(track: Track) -> dict[str, Any]:
     lists = {
         key: None if numbers is None else [rounded(x, 5) for x in numbers]
-        for key, numbers in (("value", track.value), ("low", track.low), ("high", track.high))
+        for key, numbers in (
+            *(("value", track.value), ("low", track.low), ("high", track.high)),
+            ("control", track.control),
+        )
     }
     named = {"name": track.name, "what": track.what, "unit": track.unit, "study": track.study}
+    named |= {"control_is": track.control_is} if track.control is not None else {}
     return {**named, **lists, "undefined": None if track.undefined is None else list(track.undefined)}
 
 

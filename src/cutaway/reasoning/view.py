@@ -46,16 +46,25 @@ class Track:
     """The reason a sentence, where `value` is None; else empty."""
     study: str = ""
     """Id of the study that measured it."""
+    control: Numbers | None = None
+    """The same number where nothing can matter, shown beside it on demand; None where there is none."""
+    control_is: str = ""
+    """One sentence: what the control is."""
 
     def __post_init__(self) -> None:
-        for key in ("value", "low", "high"):
+        for key in ("value", "low", "high", "control"):
             numbers = getattr(self, key)
             if numbers is not None:
                 plain = tuple(None if x is None or not math.isfinite(x) else float(x) for x in numbers)
                 object.__setattr__(self, key, plain)
-        sizes = {len(x) for x in (self.value, self.low, self.high, self.undefined) if x is not None}
+        lists = (self.value, self.low, self.high, self.undefined, self.control)
+        sizes = {len(x) for x in lists if x is not None}
         if len(sizes) > 1:
-            raise UsageError(f"track {self.name!r}: value, low, high and undefined have lengths {sorted(sizes)}")
+            raise UsageError(
+                f"track {self.name!r}: value, low, high, undefined and control have lengths {sorted(sizes)}"
+            )
+        if self.control is not None and not self.control_is:
+            raise UsageError(f"track {self.name!r}: say in `control_is` what its control is")
         gaps = [i for i, x in enumerate(self.value) if x is None and not (self.undefined and self.undefined[i])]
         if gaps:
             raise UsageError(f"track {self.name!r}: sentence {gaps[0]} has no value; say why in `undefined`")
@@ -159,6 +168,6 @@ CATEGORIES = (
 
 
 def _track(data: Mapping[str, Any]) -> Track:
-    lists = ("value", "low", "high", "undefined")
+    lists = ("value", "low", "high", "undefined", "control")
     fields: dict[str, Any] = {k: tuple(v) if k in lists and v is not None else v for k, v in data.items()}
     return Track(**fields)

@@ -360,8 +360,10 @@ def test_a_table_becomes_tracks_frame_and_json(planted, tmp_path):
     tracks = table.tracks()
     TraceView("t", "p", table.sentences, table.answer, tracks=tracks)
     names = [track.name for track in tracks]
-    assert f"{MAIN}, shuffled" in names
-    assert "overdeterminedness, shuffled" not in names
+    assert names == [measure.name for measure in table.measures], "a control is no track of its own"
+    controls = {track.name: track.control for track in tracks}
+    assert controls[MAIN] == table[MAIN].control
+    assert controls["overdeterminedness"] is None
     frame = table.to_frame()
     assert len(frame) == len(table.sentences)
     assert frame[MAIN].tolist()[PLAN] == table[MAIN].value[PLAN]

@@ -101,9 +101,9 @@ def test_traces_that_cannot_be_scored_are_named(planted: Receiver) -> None:
     assert "5 sentences" in found.undefined[1]
     assert "exceed the model's context" in found.undefined[2]
     assert np.isnan(found.per_trace[1]).all()
-    track, control = found.tracks(1)
+    (track,) = found.tracks(1)
     assert set(track.value) == {None}
-    assert "5 sentences" in control.undefined[0]
+    assert "5 sentences" in track.undefined[0]
     with pytest.raises(UsageError, match="no usable trace: 5 sentences"):
         receiver_heads(model, [short], top=3)
     with pytest.raises(UsageError, match="needs at least 22"):
@@ -144,6 +144,8 @@ def test_tracks_frame_and_json(planted: Receiver, tmp_path) -> None:
     assert tracks[0].low[best] <= tracks[0].value[best] <= tracks[0].high[best]
     assert tracks[0].value[-1] is None
     assert "follow" in tracks[0].undefined[-1]
+    assert tracks[0].control[best] == pytest.approx(found.others[0][best])
+    assert tracks[0].control[best] < tracks[0].low[best]
     found.save(tmp_path / "r.json")
     read = json.loads((tmp_path / "r.json").read_text())
     assert read["kurtosis"][0] == [None] * 4

@@ -43,7 +43,9 @@ function measureTable(i) {
     const [low, high] = [track?.low?.[i] ?? null, track?.high?.[i] ?? null];
     const open = (x) => (x === null ? "open" : figureText(x));
     const interval = low === null && high === null ? [] : [node("span", { class: "soft line" }, `${open(low)} to ${open(high)}`)];
-    return node("tr", now, cell, node("td", { class: "n" }, change(values[i], measure.signed), ...interval), node("td", { class: "soft n" }, String(measure.rank.get(i))));
+    const control = state.controls ? (track?.control?.[i] ?? null) : null;
+    const beside = control === null ? [] : [node("span", { class: "line v-control", title: track.control_is }, `control ${change(control, measure.signed)}`)];
+    return node("tr", now, cell, node("td", { class: "n" }, change(values[i], measure.signed), ...interval, ...beside), node("td", { class: "soft n" }, String(measure.rank.get(i))));
   });
   const head = node("tr", {}, ...["Measure", "Value", "Rank"].map((name, c) => node("th", { scope: "col", ...(c ? { class: "n" } : {}) }, name)));
   return node("table", { class: "v-numbers" }, node("thead", {}, head), node("tbody", {}, ...rows));

@@ -77,8 +77,10 @@ function stripCell(i) {
     if (value === null) return [zero, svg("path", { class: "v-gap", d: `M${(x(0) + 3).toFixed(1)},14h7` })];
     const bar = svg("rect", { class: `bar${m === state.measure ? " now" : ""}`, x: Math.min(x(0), x(value)).toFixed(1), y: 9, width: Math.max(0.6, Math.abs(x(value) - x(0))).toFixed(1), height: 10 });
     const [low, high] = [measure.track?.low?.[i] ?? null, measure.track?.high?.[i] ?? null];
-    if (low === null || high === null) return [zero, bar];
-    return [zero, bar, svg("path", { class: "whisker", d: `M${x(low).toFixed(1)},14H${x(high).toFixed(1)}M${x(low).toFixed(1)},11.5v5M${x(high).toFixed(1)},11.5v5` })];
+    const control = state.controls ? (measure.track?.control?.[i] ?? null) : null;
+    const beside = control === null ? [] : [svg("path", { class: "control", d: `M${x(control).toFixed(1)},6.5v15` })];
+    if (low === null || high === null) return [zero, bar, ...beside];
+    return [zero, bar, ...beside, svg("path", { class: "whisker", d: `M${x(low).toFixed(1)},14H${x(high).toFixed(1)}M${x(low).toFixed(1)},11.5v5M${x(high).toFixed(1)},11.5v5` })];
   });
   const width = Math.max(1, columns.length * columnWidth);
   return svg("svg", { class: "v-strip", viewBox: `0 0 ${width} 28`, width, height: 28, "aria-hidden": "true" }, ...parts);

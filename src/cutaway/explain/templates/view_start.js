@@ -37,6 +37,7 @@ function startControls() {
   listen("v-per", "input", (input) => { state.per = Number(input.value); on.links.fire(); });
   listen("v-find", "input", (input) => { state.text = input.value.trim().toLowerCase(); on.filter.fire(); });
   listen("v-least", "input", (input) => { state.least = Number(input.value); on.filter.fire(); });
+  listen("v-controls", "change", (input) => { state.controls = input.checked; on.size.fire(); });
   listen("v-order", "change", (input) => { state.order = input.value; on.filter.fire(); });
   listen("v-full", "change", (input) => { rowList.classList.toggle("is-full", input.checked); });
   if (view.kind) startKinds();
@@ -48,7 +49,7 @@ function startControls() {
 }
 
 function viewCsv() {
-  const per = measures.filter((each) => each.track).flatMap(({ track }) => [[track.name, track.value], [`${track.name} low`, track.low], [`${track.name} high`, track.high]].filter(([, list]) => list));
+  const per = measures.filter((each) => each.track).flatMap(({ track }) => [[track.name, track.value], [`${track.name} low`, track.low], [`${track.name} high`, track.high], [`${track.name} control`, track.control]].filter(([, list]) => list));
   const curve = view.curve ? [["before", 0], ["after", 1]].map(([when, step]) => [`${view.curve.name} ${when}`, view.sentences.map((_, i) => view.curve.value[i + step])]) : [];
   const all = [...curve, ...per];
   const lines = view.sentences.map((text, i) => [i + 1, text, kindOf(i)?.name ?? "", marked.has(i) ? "certified" : "", ...all.map(([, list]) => list[i])]);

@@ -11,7 +11,7 @@ if (view.curve) {
 }
 for (const each of measures) prepare(each);
 const graphs = view.links.map(adjacency);
-const state = { chosen: null, measure: measures.length ? 0 : null, set: graphs.length ? 0 : null, per: 2, direction: "in", kinds: new Set(), text: "", least: 0, order: "position" };
+const state = { chosen: null, measure: measures.length ? 0 : null, set: graphs.length ? 0 : null, per: 2, direction: "in", kinds: new Set(), text: "", least: 0, order: "position", controls: false };
 
 function difference(before, after) {
   return before === null || after === null ? null : after - before;
@@ -22,10 +22,10 @@ function same(given, steps) {
   return known.length > 0 && known.every(([x, step]) => step !== null && Math.abs(x - step) < 1e-3);
 }
 
-// The scale of a measure always holds zero; ends of intervals beyond the values widen it by half at most.
+// The scale of a measure always holds zero; intervals and controls beyond the values widen it by half at most.
 function prepare(each) {
   const known = each.values.filter((x) => x !== null);
-  const ends = [each.track?.low, each.track?.high].flatMap((list) => (list ?? []).filter((x) => x !== null));
+  const ends = [each.track?.low, each.track?.high, each.track?.control].flatMap((list) => (list ?? []).filter((x) => x !== null));
   let [low, high] = [Math.min(0, ...known), Math.max(0, ...known)];
   const reach = Math.max(high, -low) / 2;
   low = Math.max(Math.min(low, ...ends), low - reach);

@@ -69,16 +69,15 @@ class Measure:
     """Share of shuffles at least as large."""
     undefined: tuple[str, ...]
 
-    def tracks(self, study: str = "thought-anchors") -> tuple[Track, ...]:
-        """The measure, and its control where it has one."""
-        main = Track(self.name, self.what, self.value, self.low, self.high, self.unit, self.undefined, study)
-        if all(x is None for x in self.control):
-            return (main,)
-        reasons = tuple(
-            why or "without a control" if x is None else "" for x, why in zip(self.control, self.undefined, strict=True)
+    def track(self, study: str = "thought-anchors") -> Track:
+        """The measure for browsing, with its control where it has one."""
+        control, said = None, ""
+        if any(x is not None for x in self.control):
+            size = "; its size, without sign" if self.unit == "share" else ""
+            control, said = self.control, f"The rollouts' labels shuffled between the two sets{size}."
+        return Track(
+            self.name, self.what, self.value, self.low, self.high, self.unit, self.undefined, study, control, said
         )
-        what = "The same with rollouts' labels shuffled between the two sets: what noise alone gives."
-        return main, Track(f"{self.name}, shuffled", what, self.control, None, None, self.unit, reasons, study)
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ class ImportanceTable:
         return max(known, key=lambda i: (_clear_of_zero(m.low[i], m.high[i]), abs(known[i]))) if known else None
 
     def tracks(self, study: str = "thought-anchors") -> tuple[Track, ...]:
-        """Each measure as a track, its control as a track after it."""
-        return tuple(track for measure in self.measures for track in measure.tracks(study))
+        """Each measure as a track."""
+        return tuple(measure.track(study) for measure in self.measures)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a sentence; five columns a measure."""

@@ -86,8 +86,8 @@ class ReceiverResult:
         """Mean vertical score of the receiver heads, for each sentence of each trace."""
         return tuple(each.mean(0) for each in self.by_head)
 
-    def tracks(self, trace: int = 0, study: str = "") -> tuple[Track, Track]:
-        """Receiver attention of one trace's sentences, with its interval over heads, and the control beside it."""
+    def tracks(self, trace: int = 0, study: str = "") -> tuple[Track]:
+        """Receiver attention of one trace's sentences, with its interval over heads and its control."""
         ignore = RULES[self.rule][0]
         heads, others = self.by_head[trace], self.others[trace]
         reason = self.undefined[trace] or f"fewer than {ignore} sentences follow"
@@ -102,13 +102,8 @@ class ReceiverResult:
                 high=tuple(None if band is None else band.high for band in bands),
                 undefined=why,
                 study=study,
-            ),
-            Track(
-                name="attention of other heads",
-                what="The same in the heads of those layers that were not chosen: the control.",
-                value=tuple(others),
-                undefined=why,
-                study=study,
+                control=tuple(others),
+                control_is="The heads of those layers that were not chosen.",
             ),
         )
 
