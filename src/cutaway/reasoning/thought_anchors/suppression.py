@@ -29,27 +29,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import Cache
+from jaxtyping import Float
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.reasoning.rollouts import Report
+from cutaway.reasoning.thought_anchors.masked import MaskedRuns, Span
+from cutaway.reasoning.thought_anchors.nucleus import Divergence, Nucleus
 from cutaway.reasoning.view import Links, Track
 from cutaway.sampling import Trace
-from cutaway.sampling.kv import Trunk, grow_trunk
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Span = tuple[int, int]
-Divergence = Literal["union and rest", "published"]
 Shift = Literal["next token", "published"]
-FLOOR = 1e-9
-MISSING = -1e9
-CHUNK = 128
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,7 +206,8 @@ def suppression_matrix(
     drawn = _control_spans(spans, controls, seed)
     sources = [(start + a, start + b) for a, b in [*spans[:-1], *drawn]]
     targets = [(start + a, start + b) for a, b in spans]
-    run = _Run(model, (*trace.prompt, *trace.ids), targets, temperature, nucleus, most, divergence, shift)
+    how, lag = Nucleus(temperature, nucleus, most), 1 if shift == "next token" else 0
+    run = MaskedRuns(model, (*trace.prompt, *trace.ids), targets, how, divergence, lag)
     cells = np.full((len(spans), len(sources)), np.nan)
     order = sorted(range(len(sources)), key=lambda i: sources[i][1])
     blind: set[int] = set()
@@ -240,216 +234,6 @@ def suppression_matrix(
         shift=shift,
         complete=complete,
     )
-
-
-def nucleus_kl(
-    base: Float[Tensor, "pos vocab"],
-    other: Float[Tensor, "pos vocab"],
-    *,
-    temperature: float = 0.6,
-    nucleus: float = 0.9999,
-    most: int = 100,
-    divergence: Divergence = "union and rest",
-) -> Float[Tensor, " pos"]:
-    """KL(base || other) of two rows of logits over the union of both nuclei, nats, fp64.
-
-    ``union and rest``: true probabilities, and one bucket for every token outside the union. ``published``: no bucket,
-    a token outside a side's own nucleus has logit -1e9 there, both sides are renormalised.
-    """
-    return _divergence(_side(base, temperature, nucleus, most), other, temperature, nucleus, most, divergence)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One side's tempered logits and nucleus."""
-
-    logits: Float[Tensor, "pos vocab"]
-    log_total: Float[Tensor, "pos 1"]
-    ids: Int[Tensor, "pos kept"]
-    kept: Bool[Tensor, "pos kept"]
-    rest: Float[Tensor, " pos"]
-    """Probability outside the nucleus, summed directly: one minus the inside would be rounding."""
-
-    def at(self, part: slice) -> "_Side":
-        return _Side(self.logits[part], self.log_total[part], self.ids[part], self.kept[part], self.rest[part])
-
-    def log_probs(self, ids: Int[Tensor, "pos some"]) -> Float[Tensor, "pos some"]:
-        return self.logits.gather(-1, ids).double() - self.log_total
-
-
-def _side(
-    logits: Float[Tensor, "pos vocab"],
-    temperature: float,
-    nucleus: float,
-    most: int,
-    beside: "_Side | None" = None,
-) -> _Side:
-    """Temper, find the nucleus, and sum what lies outside it, and outside the nucleus of ``beside`` where given."""
-    scaled = logits / temperature
-    top, ids = scaled.topk(min(most, scaled.shape[-1]), dim=-1)
-    peak = top[:, :1]
-    masses = (scaled - peak).exp_()
-    total = masses.sum(-1, keepdim=True)
-    log_total = peak.double() + total.double().log()
-    probs = (top - log_total).exp()
-    kept = probs.cumsum(-1) - probs < nucleus
-    for each, inside in ((ids, kept), (beside.ids, beside.kept)) if beside is not None else ((ids, kept),):
-        masses.scatter_(-1, torch.where(inside, each, each[:, :1]), 0.0)
-    return _Side(scaled, log_total, ids, kept, masses.sum(-1).double() / total[:, 0])
-
-
-def _divergence(
-    base: _Side,
-    other_logits: Float[Tensor, "pos vocab"],
-    temperature: float,
-    nucleus: float,
-    most: int,
-    divergence: Divergence,
-) -> Float[Tensor, " pos"]:
-    other = _side(other_logits, temperature, nucleus, most, beside=base)
-    same = (base.ids[:, :, None] == other.ids[:, None]) & base.kept[:, :, None] & other.kept[:, None]
-    union = torch.cat([base.kept, other.kept & ~same.any(1)], -1)
-    p = torch.cat([base.log_probs(base.ids), base.log_probs(other.ids)], -1)
-    q = torch.cat([other.log_probs(base.ids), other.log_probs(other.ids)], -1)
-    if divergence == "published":
-        in_base = torch.cat([base.kept, torch.zeros_like(other.kept)], -1)
-        in_other = torch.cat([same.any(2), other.kept], -1)
-        p = torch.where(in_base, p, MISSING / temperature).masked_fill(~union, -torch.inf).log_softmax(-1)
-        q = torch.where(in_other, q, MISSING / temperature).masked_fill(~union, -torch.inf).log_softmax(-1)
-        terms = torch.where(union & (p.exp() > 0), p.exp() * (p - q), 0.0)
-        return terms.sum(-1).clamp(min=0.0)
-    # p log(p/q) - p + q is never negative and vanishes to second order, so rounding of a total cannot pose as a KL.
-    terms = torch.where(union, p.exp() * (p - q) - p.exp() + q.exp(), 0.0)
-    extra = torch.where(union[:, base.ids.shape[1] :], p[:, base.ids.shape[1] :].exp(), 0.0).sum(-1)
-    rest_p = (base.rest - extra).clamp(min=1e-38)
-    rest_q = other.rest.clamp(min=1e-38)
-    rest = rest_p * (rest_p / rest_q).log() - rest_p + rest_q
-    return (terms.sum(-1) + rest).clamp(min=0.0)
-
-
-class _Prefixed(Cache):
-    """The shared prefix's keys and values in front of every row's own; nothing is stored."""
-
-    def __init__(self, trunk: Trunk, length: int) -> None:
-        super().__init__(layers=[])
-        self.trunk, self.length = trunk, length
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return prefix and new columns together."""
-        keys, values = (side[layer_idx][None, :, : self.length] for side in (self.trunk.keys, self.trunk.values))
-        rows = (len(key_states), -1, -1, -1)
-        return torch.cat([keys.expand(rows), key_states], 2), torch.cat([values.expand(rows), value_states], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions and masks are passed explicitly; nothing may be derived from this length."""
-        return 0
-
-
-class _Run:
-    """The unmasked forward of one text, and masked runs against it."""
-
-    @torch.inference_mode()
-    def __init__(
-        self,
-        model: Model,
-        ids: tuple[int, ...],
-        targets: list[Span],
-        temperature: float,
-        nucleus: float,
-        most: int,
-        divergence: Divergence,
-        shift: Shift,
-    ) -> None:
-        _check(model, ids)
-        self.hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
-        self.ids = torch.tensor([ids], device=model.device)
-        self.lag = 1 if shift == "next token" else 0
-        self.targets = [(max(a, self.lag), b) for a, b in targets]
-        self.settings = (temperature, nucleus, most)
-        self.divergence: Divergence = divergence
-        self.trunk, _ = grow_trunk(self.hf, ids, None)
-        # No source ends before the first target does, so no position before that is ever compared.
-        self.first = targets[0][1] - self.lag if len(targets) > 1 else 0
-        self.stop = self.targets[-1][1] - self.lag
-        sides = [
-            _side(self._logits(self.trunk.hidden[at : min(at + CHUNK, self.stop)]), *self.settings)
-            for at in range(self.first, self.stop, CHUNK)
-        ]
-        joined = [torch.cat(parts) for parts in zip(*(vars(side).values() for side in sides), strict=True)]
-        self.base = _Side(*joined)
-
-    @torch.inference_mode()
-    def measure(self, sources: Sequence[Span]) -> tuple[Float[np.ndarray, "target source"], list[bool]]:
-        """Cells of ``sources``, hidden each in its own row of one pass, and which of them went blind."""
-        begin = min(end for _, end in sources) - 1
-        masks, blind = self._masks(sources, begin)
-        hidden = self.hf.get_decoder()(
-            input_ids=self.ids[:, begin : self.stop].expand(len(sources), -1),
-            position_ids=torch.arange(begin, self.stop, device=self.ids.device)[None].expand(len(sources), -1),
-            attention_mask=masks,
-            past_key_values=_Prefixed(self.trunk, begin),
-            use_cache=True,
-        ).last_hidden_state
-        out = np.full((len(self.targets), len(sources)), np.nan)
-        for row, (_, end) in enumerate(sources):
-            first = max(end - self.lag, self.first)
-            if first >= self.stop:
-                continue
-            kl = np.log(self._compare(hidden[row, first - begin :], first) + FLOOR)
-            for j, (a, b) in enumerate(self.targets):
-                if a >= end:
-                    out[j, row] = kl[a - self.lag - first : b - self.lag - first].mean()
-        return out, blind
-
-    def _compare(self, hidden: Float[Tensor, "pos d_model"], first: int) -> Float[np.ndarray, " pos"]:
-        found = []
-        for at in range(0, len(hidden), CHUNK):
-            part = hidden[at : at + CHUNK]
-            base = self.base.at(slice(first - self.first + at, first - self.first + at + len(part)))
-            found.append(_divergence(base, self._logits(part), *self.settings, self.divergence))
-        return torch.cat(found).cpu().numpy()
-
-    def _logits(self, hidden: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocab"]:
-        logits: Tensor = self.hf.get_output_embeddings()(hidden).float()
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _masks(self, sources: Sequence[Span], begin: int) -> tuple[Tensor | dict[str, Tensor], list[bool]]:
-        """Additive masks over all keys so far, by layer kind where kinds differ; and which rows have a blind query."""
-        config = self.hf.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        windows = {kind: window if kind == "sliding_attention" else None for kind in set(kinds or [])} or {"": window}
-        keys = torch.arange(self.stop, device=self.ids.device)
-        queries = keys[begin:, None]
-        starts, ends = (torch.tensor(side, device=self.ids.device) for side in zip(*sources, strict=True))
-        hidden = (keys >= starts[:, None]) & (keys < ends[:, None])
-        itself = queries == keys
-        masks: dict[str, Tensor] = {}
-        blind = torch.zeros(len(sources), dtype=torch.bool, device=self.ids.device)
-        for kind, width in windows.items():
-            seen = keys <= queries if width is None else (keys <= queries) & (queries - keys < width)
-            allowed = seen & ~hidden[:, None]
-            lost = ~allowed.any(-1, keepdim=True)
-            # Only a source's last position and what follows is ever read.
-            blind |= (lost[:, :, 0] & (queries[:, 0] >= ends[:, None] - self.lag)).any(-1)
-            least = torch.finfo(self.trunk.hidden.dtype).min
-            mask = torch.zeros(allowed.shape, dtype=self.trunk.hidden.dtype, device=self.ids.device)
-            masks[kind] = mask.masked_fill_(~(allowed | (lost & itself)), least)[:, None]
-        return masks if kinds else masks[""], blind.tolist()
-
-
-def _check(model: Model, ids: tuple[int, ...]) -> None:
-    how = model.hf.config._attn_implementation
-    if how not in ("sdpa", "eager"):
-        raise UsageError(f"attention {how!r} takes no mask; load the model with 'sdpa'")
-    if len(ids) > model.n_ctx:
-        raise UsageError(f"{len(ids)} tokens exceed the context of {model.name} ({model.n_ctx}); shorten the trace")
-    scaled = [name for name in ("logit_scale", "logits_scaling") if getattr(model.hf.config, name, None)]
-    if scaled:
-        raise UsageError(f"{model.name} has {scaled[0]}, so its logits are not what the unembedding gives")
 
 
 def _control_spans(spans: Sequence[Span], controls: int, seed: int) -> list[Span]:
