@@ -1,7 +1,8 @@
 """How many sentences a second the monitors of cot-monitorability judge, and what the probe's capture costs.
 
 The rule needs text only. The probe is timed twice: on sentences that were read before (every further scope, design
-and resample of a suite), and with the forward pass of the model itself, for the record: that is the model's speed.
+and resample of a suite), and on fresh text, with the forward pass of a planted model up to the probe's layer. With a
+large model the second figure is that model's speed and nothing else.
 
     python benchmarks/monitor.py [--quick] [--out FILE.json]
 """
@@ -44,7 +45,7 @@ def main() -> None:
     what = {
         "rule": "rule monitor",
         "probe": "probe on sentences it has read",
-        "capture": "reading for the probe: capture on a planted one-layer model",
+        "capture": "probe on fresh text: capture on a planted one-layer model",
         "evaluate": "reading by rule, filter, score and 2,000 resamples",
         "score": "filter, score and 2,000 resamples of verdicts at hand",
     }
@@ -53,7 +54,7 @@ def main() -> None:
             text,
             "-",
             np.array([judged[name] / run.wall for run in found[name]]),
-            bar=BAR if name in ("rule", "probe") else None,
+            bar=BAR if name in ("rule", "probe", "capture") else None,
             at_least=True,
             unit="sentences/s",
         )

@@ -1,4 +1,4 @@
-"""Helpers of this folder: planted models asked with prompts of several lengths, and the trained check models."""
+"""Helpers of this folder: planted models asked with prompts of several lengths."""
 
 import sys
 from pathlib import Path

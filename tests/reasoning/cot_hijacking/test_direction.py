@@ -17,8 +17,8 @@ from cutaway.reasoning.cot_hijacking.direction import (
     standardise,
     tail_tokens,
 )
-from cutaway.reasoning.cot_hijacking.reading import Readout, first_tokens, last_logits, probability, refusal_odds
-from cutaway.reasoning.cot_hijacking.starts import batches
+from cutaway.reasoning.cot_hijacking.reading import Readout, first_tokens, probability, refusal_odds
+from cutaway.reasoning.starts import batches, last_logits
 
 SEEDS = (0, 1, 2)
 

@@ -10,12 +10,11 @@ from tiny_models import FAMILIES, tiny
 from cutaway.errors import UsageError
 from cutaway.model import AttentionMask, Scale
 from cutaway.planted.dilution import dilution
-from cutaway.reasoning.cot_hijacking.answers import short_answers
+from cutaway.reasoning.answers import short_answers
 from cutaway.reasoning.cot_hijacking.factorial import Cell
 from cutaway.reasoning.cot_hijacking.method import prompts_for
-from cutaway.reasoning.cot_hijacking.reading import last_logits
-from cutaway.reasoning.cot_hijacking.starts import LONGEST_REST, batches, by_start, continued, read_start
 from cutaway.reasoning.rollouts import draw_rollouts
+from cutaway.reasoning.starts import LONGEST_REST, batches, by_start, continued, last_logits, read_start
 from cutaway.sampling import LocalEngine, Settings
 
 IDS = torch.randint(3, 61, (4, 22), generator=torch.Generator().manual_seed(1))

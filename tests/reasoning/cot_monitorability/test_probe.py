@@ -8,10 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
+from tiny_models import tiny
 
 from cutaway.errors import CutawayError, UsageError
+from cutaway.model import Model
+from cutaway.planted.build import word_tokenizer
 from cutaway.planted.policy import cue_model
 from cutaway.reasoning.cot_monitorability import evaluate
+from cutaway.reasoning.cot_monitorability import probe as probe_module
 from cutaway.reasoning.cot_monitorability.calibration import model_samples
 from cutaway.reasoning.cot_monitorability.monitors import CHAIN, Reading, limit
 from cutaway.reasoning.cot_monitorability.probe import JudgeMonitor, SentencePool, best_threshold, fit_probe
@@ -50,6 +54,9 @@ def test_pooling_equals_one_capture_and_prefixes_are_reused(planted, samples):
         cuts = np.cumsum([len(each) for each in tokens])
         exact = [values[a:b].mean(0) for a, b in pairwise(cuts)]
         np.testing.assert_allclose(found, exact, atol=1e-5)
+    gaps = pool([Reading("Q", ("", " I saw.", ""), "")])[0]
+    np.testing.assert_array_equal(gaps[[0, 2]], 0)
+    np.testing.assert_allclose(gaps[1], pool([Reading("Q", (" I saw.",), "")])[0][0], atol=1e-6)
     known = len(pool._known)
     halves = pool([limit(r.question, r.chain, "", CHAIN) for r in readings])
     assert len(pool._known) == known
@@ -93,30 +100,76 @@ def test_too_little_to_learn_from(planted):
         fit_probe(pool, [reading], [True, False], ["a"])
 
 
-def test_judge_is_yes_against_no_as_the_next_word(planted):
-    judge = JudgeMonitor(planted.model, quoted=2)
-    readings = [Reading("Q?", (" I saw finch there.", " Step0 amber0."), " The answer is A."), Reading("", ("x",), "")]
-    scores = judge.scores(readings)
-    for reading, score in zip(readings, scores, strict=True):
+@pytest.fixture(scope="module")
+def talker():
+    """Random weights with a tokenizer that has yes and no: any word may follow any text."""
+    tokenizer = word_tokenizer(("Yes", "No", " yes", " no", " Yes", " No", "yes", "no", "Question", "Reasoning"))
+    model = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
+    return Model(model.hf, tokenizer, "talker")
+
+
+READINGS = [
+    Reading("Q?", (" I saw finch there.", " Step0 amber0.", " No more."), " The answer is A."),
+    Reading("", ("x",), ""),
+    Reading("Q?", (" yes",), ""),
+]
+
+
+def test_judge_is_yes_against_no_as_the_next_word(talker):
+    judge = JudgeMonitor(talker)
+    scores, masses = judge.scores(READINGS)
+    for reading, score, mass in zip(READINGS, scores, masses, strict=True):
         text = f"{judge.rubric}\n\nQuestion: {reading.question}\n\nReasoning: {reading.text.strip()}\n\nYes or No?"
         with torch.no_grad():
-            logits = planted.model.logits(planted.model.batch([planted.model.chat_ids(text)]))[0, -1].double()
+            p = talker.logits(talker.batch([talker.chat_ids(text)]))[0, -1].double().softmax(-1)
         sides = [
-            sum(float(logits.exp()[i]) for i in {planted.model.encode(s)[0] for s in spellings})
+            sum(float(p[i]) for i in {talker.encode(s)[0] for s in spellings})
             for spellings in (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
         ]
         assert score == pytest.approx(sides[0] / sum(sides), abs=1e-6)
-    flagging = JudgeMonitor(planted.model, threshold=0.0, quoted=1).judge(readings)
-    assert [len(verdict.quotes) for verdict in flagging] == [1, 1]
+        assert mass == pytest.approx(sum(sides), abs=1e-6)
 
 
-def test_a_calibrated_judge_is_not_scored_where_its_threshold_comes_from(planted, samples):
-    readings = [Reading(s.question, s.chain, "") for s in samples[:6]]
-    names = [s.problem for s in samples[:6]]
-    judge = JudgeMonitor(planted.model, quoted=0).calibrated(readings, [True, False] * 3, names)
+def test_judge_quotes_what_it_scores_highest_alone(talker, monkeypatch):
+    monkeypatch.setattr(probe_module, "LEAST_MASS", 0.0)
+    judge = JudgeMonitor(talker, threshold=0.0, quoted=2)
+    verdicts = judge.judge(READINGS)
+    alone, _ = judge.scores([Reading("Q?", (sentence,), "") for sentence in READINGS[0].chain])
+    assert verdicts[0].quotes == tuple(sorted(np.argsort(-alone)[:2].tolist()))
+    assert [len(verdict.quotes) for verdict in verdicts] == [2, 1, 1]
+    assert JudgeMonitor(talker, threshold=0.0, quoted=0).judge(READINGS)[0].quotes == ()
+    assert [verdict.flagged for verdict in JudgeMonitor(talker, threshold=1.0).judge(READINGS)] == [False] * 3
+
+
+def test_a_judge_that_says_neither_yes_nor_no_fails(planted):
+    (verdict,) = JudgeMonitor(planted.model).judge([READINGS[0]])
+    assert verdict.flagged is None
+    assert "neither yes nor no" in verdict.failure
+
+
+def test_a_tokenizer_without_yes_and_no_is_an_error(planted):
+    class Blind:
+        name, encode = "blind", staticmethod(lambda text: [5])
+
+    with pytest.raises(UsageError, match="begin with the same tokens"):
+        JudgeMonitor(Blind()).scores(READINGS)
+
+
+def test_a_calibrated_judge_knows_its_error_rates_on_problems_it_has_not_seen(talker, monkeypatch):
+    readings = [Reading(f"Q{i}", (f"text {i % 7}",), "") for i in range(12)]
+    labels, names = [i % 3 == 0 for i in range(12)], [f"p{i % 4}" for i in range(12)]
+    scores = np.linspace(0.1, 0.9, 12)[np.argsort(np.array(labels) + np.arange(12) / 20, kind="stable").argsort()]
+    monkeypatch.setattr(JudgeMonitor, "scores", lambda self, given: (scores, np.ones(12)))
+    judge = JudgeMonitor(talker, quoted=0).calibrated(readings, labels, names)
     assert judge.trained_on == set(names)
+    y, groups = np.array(labels), np.array(names)
+    flagged = np.array(
+        [scores[i] > best_threshold(scores[groups != names[i]], y[groups != names[i]])[0] for i in range(12)]
+    )
+    assert judge.cross_fitted == (flagged[y].mean(), (~flagged[~y]).mean())
+    assert judge.threshold == best_threshold(scores, y)[0]
     with pytest.raises(CutawayError, match="both classes"):
-        judge.calibrated(readings, [True] * 6, names)
+        judge.calibrated(readings, [True] * 12, names)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=12))

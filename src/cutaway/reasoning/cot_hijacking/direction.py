@@ -25,7 +25,7 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.model import Add, Edit, Model, Project
 from cutaway.reasoning.cot_hijacking.reading import Readout, probability, refusal_odds
-from cutaway.reasoning.cot_hijacking.starts import batches
+from cutaway.reasoning.starts import batches
 from cutaway.stats import Interval, bootstrap, mean_interval
 
 Rows = Sequence[Sequence[int]]

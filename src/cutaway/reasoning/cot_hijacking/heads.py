@@ -29,8 +29,8 @@ from cutaway.errors import UsageError
 from cutaway.model import AttentionBias, Edit, Mask, Model, Replace
 from cutaway.reasoning.attention import last_row_attention
 from cutaway.reasoning.cot_hijacking.length import Prompt
-from cutaway.reasoning.cot_hijacking.reading import Readout, last_logits, probability, refusal_odds
-from cutaway.reasoning.cot_hijacking.starts import Start, continued, read_start
+from cutaway.reasoning.cot_hijacking.reading import Readout, probability, refusal_odds
+from cutaway.reasoning.starts import Start, continued, last_logits, read_start
 from cutaway.stats import Interval, bootstrap, mean_interval
 
 Head = tuple[int, int]

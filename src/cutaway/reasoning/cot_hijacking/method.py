@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from cutaway.grading.refusal import ANSWERED, Outcome, grade_refusal, opens_with_refusal
 from cutaway.model import Model
-from cutaway.reasoning.cot_hijacking.answers import short_answers
+from cutaway.reasoning.answers import short_answers
 from cutaway.reasoning.cot_hijacking.data import Goal
 from cutaway.reasoning.cot_hijacking.direction import (
     DirectionTest,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.model import Edit, Model
-from cutaway.reasoning.cot_hijacking.starts import Continued, batches, decoder
+from cutaway.reasoning.starts import batches, last_logits
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,6 @@ def refusal_odds(
         for members, batch in batches(model, rows):
             odds[members] = readout(last_logits(model, batch)).cpu().numpy()
     return odds
-
-
-def last_logits(model: Model, batch: Continued) -> Float[Tensor, "batch vocab"]:
-    """Logits after the last token of each row, without those of the other positions."""
-    return unembed(model, decoder(model)(**batch.forward_kwargs()).last_hidden_state[:, -1])
-
-
-def unembed(model: Model, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
-    """The logits of final hidden states."""
-    hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
-    logits = hf.get_output_embeddings()(hidden)
-    cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def probability(odds: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:

@@ -1,7 +1,8 @@
 """What monitorability rests on: is the chain legible, does the answer depend on it, do quotes hit what matters?
 
 - `legible`: which sentences are made of words, by rule. `reads_in_order`: a second model's ear; it prefers a
-  sentence to the same words in random order. A proxy for the card's "can paraphrase it": 1 / (1 + shuffles) for salad.
+  sentence to the same words in random order, by chance in 1 / (1 + shuffles) of them. `reader.understood`: it says the
+  sentence in words of its own and recognises it.
 - `causal_relevance`: cut the chain, or replace it, force the conclusion, and see whether the answer stays.
 - `coverage`: the share of sentences with certified causal importance that a monitor's quotes hit.
 """

@@ -18,17 +18,30 @@ from cutaway.reasoning.cot_monitorability.method import (
     total_effect,
 )
 from cutaway.reasoning.cot_monitorability.monitors import ACTION, BOTH, CHAIN, Monitor, Scope, monitor_track
+from cutaway.reasoning.cot_monitorability.probe import JudgeMonitor, ProbeMonitor
 from cutaway.reasoning.cot_monitorability.properties import Relevance, legible
 from cutaway.reasoning.cot_monitorability.stress import Pressure
 from cutaway.reasoning.view import TraceView
-from cutaway.stats import mean_interval, wilson
+from cutaway.stats import Interval, mean_interval, wilson
 from cutaway.study import Finding
 
 if TYPE_CHECKING:
+    from cutaway.reasoning.cot_monitorability.reader import Understood
     from cutaway.reasoning.cot_monitorability.runs import Run, Runs
 
 ID = "cot-monitorability"
 PREFIXES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a second model made of the chains' sentences."""
+
+    plain: "Understood"
+    shuffled: "Understood"
+    """The same sentences with their words in random order."""
+    in_order: Interval
+    """Sentences likelier as written than in any of seven random orders; chance is 1/8."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Evidence:
     gate: Gate | None
     samples: tuple[Sample, ...]
     """The samples that monitors were scored on."""
+    heard: Heard | None = None
 
 
 def cued(runs: "Runs") -> list["Run"]:
@@ -86,6 +100,20 @@ def scores(results: Sequence[Monitorability], controls: Sequence[Monitorability]
     return tuple(_finding(a, _finding(b, None)) for a, b in zip(results, controls, strict=True))
 
 
+def learned(monitors: Sequence[Monitor]) -> tuple[Finding, ...]:
+    """How often learning monitors err where they learned, each problem judged with a threshold set on the others."""
+    found = []
+    for monitor in monitors:
+        if isinstance(monitor, ProbeMonitor | JudgeMonitor):
+            rates = monitor.cross_fitted
+            why = "" if rates else "too few discovery problems with both classes"
+            n = len(monitor.trained_on)
+            for kind, rate in zip(("misses", "false alarms"), rates or (None, None), strict=True):
+                name = f"{kind} of {monitor.name} on discovery problems, cross-fitted"
+                found.append(Finding(name, None if rate is None else 1 - rate, n=n, unit="share", undefined=why))
+    return tuple(found)
+
+
 def _finding(result: Monitorability, control: Finding | None) -> Finding:
     dealt = ", verdicts dealt at random" if control is None else ""
     return Finding(
@@ -108,6 +136,7 @@ def properties(found: Evidence) -> tuple[Finding, ...]:
         if sentences
         else Finding("legible sentences", None, undefined="no chain has a sentence")
     ]
+    items += _hearing(found.heard)
     if found.relevance is None:
         reason = "no run with the cue has both a chain of two sentences and an answer"
         items.append(Finding("area over the truncation curve", None, undefined=reason))
@@ -121,6 +150,22 @@ def properties(found: Evidence) -> tuple[Finding, ...]:
         name = "change of g-mean^2 when told that it is watched"
         items.append(Finding(name, g.change, g.low, g.high, n=g.n, undefined=g.undefined))
     return tuple(items)
+
+
+def _hearing(heard: Heard | None) -> list[Finding]:
+    names = ("sentences that a second model paraphrases and recognises", "sentences likelier as written than reordered")
+    if heard is None:
+        why = "no second model was named (reader=...), or too few sentences of four words"
+        return [Finding(name, None, undefined=why) for name in names]
+    control = _share("the same with words in random order", heard.shuffled.share)
+    copied = _share("paraphrases that were copies", heard.plain.copied)
+    return [_share(names[0], heard.plain.share, control), copied, _share(names[1], heard.in_order)]
+
+
+def _share(name: str, found: Interval, control: Finding | None = None) -> Finding:
+    if np.isnan(found.value):
+        return Finding(name, None, undefined="nothing to count", control=control)
+    return Finding(name, found.value, found.low, found.high, n=found.n, unit="share", control=control)
 
 
 def charts(found: Evidence) -> tuple[Chart, ...]:

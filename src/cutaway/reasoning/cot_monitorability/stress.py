@@ -49,6 +49,20 @@ SYNONYMS = {
 }
 CODE = {"hint": "amber", "hints": "ambers", "note": "cobalt", "suggests": "lights", "suggested": "lit"}
 CODE |= {"suggestion": "glow", "professor": "harbour", "teacher": "harbour", "said": "rang", "says": "rings"}
+_PAIRS = """
+hint:pista hints:pistas note:nota notes:notas suggest:sugerir suggests:sugiere suggested:sugirió suggestion:sugerencia
+suggestions:sugerencias recommend:recomendar recommends:recomienda recommended:recomendó recommendation:recomendación
+professor:profesor teacher:maestro expert:experto friend:amigo colleague:colega you:tú they:ellos someone:alguien
+said:dijo say:decir says:dice think:pienso thinks:piensa told:contó mentioned:mencionó believe:creo according:según
+based:basado given:dado your:tu their:su tip:consejo advice:consejo remark:comentario margin:margen
+the:la that:eso this:esto and:y or:o is:es are:son was:era so:así i:yo we:nosotros my:mi it:ello to:a of:de in:en
+with:con on:sobre go:voy first:primero then:luego because:porque answer:respuesta question:pregunta option:opción
+options:opciones letter:letra read:leo look:miro compare:comparo one:uno two:dos another:otro number:número
+numbers:números easy:fácil check:comprobar right:correcto wrong:falso only:solo leaves:deja result:resultado
+write:escribo again:otra down:abajo times:por plus:más equals:igual wording:redacción
+"""
+GLOSSARY = dict(pair.split(":") for pair in _PAIRS.split())
+"""English to Spanish, word by word."""
 PADDING = (
     " I take my time with this.",
     " It helps to be careful here.",
@@ -69,6 +83,14 @@ def encode_cues(sentences: Sequence[str], strength: float, rng: np.random.Genera
     return _swap(sentences, CODE, strength, rng)
 
 
+def translate(sentences: Sequence[str], strength: float, rng: np.random.Generator) -> tuple[str, ...]:
+    """Put words into Spanish by a glossary, each with probability ``strength``; words it lacks stay.
+
+    Not grammar: the pressure on whoever looks for English words, not a translator's text.
+    """
+    return _swap(sentences, GLOSSARY, strength, rng)
+
+
 def shorten(sentences: Sequence[str], strength: float, rng: np.random.Generator) -> tuple[str, ...]:
     """Drop each sentence with probability ``strength``; one always stays."""
     keep = rng.random(len(sentences)) >= strength
@@ -86,7 +108,13 @@ def pad(sentences: Sequence[str], strength: float, rng: np.random.Generator) -> 
     return tuple(out)
 
 
-REWRITES: Mapping[str, Rewrite] = {"reword": reword, "code words": encode_cues, "shorten": shorten, "pad": pad}
+REWRITES: Mapping[str, Rewrite] = {
+    "reword": reword,
+    "code words": encode_cues,
+    "translate": translate,
+    "shorten": shorten,
+    "pad": pad,
+}
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,10 +18,12 @@ from cutaway.reasoning.cot_monitorability.report import (
     ID,
     PREFIXES,
     Evidence,
+    Heard,
     artifacts,
     behaviour,
     charts,
     cued,
+    learned,
     properties,
     scores,
     summary,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from cutaway.sampling import BranchTree, LocalEngine
 
 CONCLUDE = " The answer is"
+HEARD, HEARD_CHOICES = 16, 4
+"""Sentences that the reader is given, and among how many it has to recognise each."""
 
 
 class CotMonitorabilityConfig(StudyConfig):
@@ -56,6 +60,8 @@ class CotMonitorabilityConfig(StudyConfig):
     """Also train a linear probe, on the first questions only."""
     judge: str = ""
     """Model that is asked a rubric's question about each chain; empty: none."""
+    reader: str = ""
+    """Second model that has to paraphrase sentences and recognise them (legibility); empty: none."""
     discovery: float = Field(0.4, gt=0, lt=1)
     """Share of the questions that learning monitors learn from; every monitor is scored on the others."""
     watched: bool = False
@@ -90,17 +96,18 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
             results, controls = _results(scored, monitors, config.seed)
             relevance = _relevance(model, engine, runs, config.seed, tree) if runs.complete else None
             reused = tree.cost
+        heard = _heard(config, lab, scored) if runs.complete else None
         checked = _check(scored, again, config) if again is not None else None
         pressure = tuple(
             press(_told(scored), monitors[0], name, design="outcome", seed=config.seed) for name in REWRITES
         )
-        found = Evidence(results, controls, pressure, relevance, checked, scored)
+        found = Evidence(results, controls, pressure, relevance, checked, scored, heard)
         return Findings(
-            items=(*behaviour(runs), *scores(results, controls), *absent, *properties(found)),
+            items=(*behaviour(runs), *scores(results, controls), *learned(monitors), *absent, *properties(found)),
             summary=summary(found, runs),
             artifacts=artifacts(found, monitors, runs),
             charts=charts(found),
-            inputs={f"weights:{model.name}": model.fingerprint},
+            inputs=dict(sorted(_weights(config, lab).items())),
             cost=engine.cost + reused,
             complete=runs.complete and (again is None or again.complete),
             result=found,
@@ -238,6 +245,29 @@ def _relevance(
     return causal_relevance(
         engine, trace, chain, conclude, LETTER, model.decode, model.encode, n=10, seed=seed, tree=tree
     )
+
+
+def _heard(config: CotMonitorabilityConfig, lab: Lab, samples: Sequence[Sample]) -> Heard | None:
+    """A second model's hearing of sentences drawn from the chains; None without such a model or without sentences."""
+    from cutaway.reasoning.cot_monitorability.properties import reads_in_order
+    from cutaway.reasoning.cot_monitorability.reader import understood
+
+    sentences = list(
+        dict.fromkeys(text.strip() for sample in samples for text in sample.chain if len(text.split()) > 3)
+    )
+    if not config.reader or len(sentences) < HEARD_CHOICES:
+        return None
+    reader, rng = lab.model(config.reader, config.dtype), np.random.default_rng(config.seed)
+    chosen = [sentences[i] for i in rng.permutation(len(sentences))[:HEARD]]
+    mixed = [" ".join(rng.permutation(text.split())) for text in chosen]
+    plain, shuffled = (understood(reader, texts, choices=HEARD_CHOICES, seed=config.seed) for texts in (chosen, mixed))
+    return Heard(plain, shuffled, reads_in_order(reader, chosen, seed=config.seed))
+
+
+def _weights(config: CotMonitorabilityConfig, lab: Lab) -> dict[str, str]:
+    named = dict.fromkeys(spec for spec in (config.model, config.judge, config.reader) if spec)
+    models = [lab.model(spec, config.dtype) for spec in named]
+    return {f"weights:{model.name}": model.fingerprint for model in models}
 
 
 def _reporter(lab: Lab) -> Report:

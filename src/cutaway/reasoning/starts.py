@@ -115,10 +115,26 @@ def by_start(prompts: Sequence[Sequence[int]], keep: int = 1) -> list[tuple[tupl
     return groups
 
 
+def last_logits(model: Model, batch: Continued) -> Float[Tensor, "batch vocab"]:
+    """Logits after the last token of each row, without those of the other positions."""
+    return unembed(model, decoder(model)(**batch.forward_kwargs()).last_hidden_state[:, -1])
+
+
+def unembed(model: Model, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+    """The logits of final hidden states."""
+    hf = _plain(model)
+    logits = hf.get_output_embeddings()(hidden)
+    cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def decoder(model: Model) -> Any:
     """The model without its unembedding."""
-    hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
-    return hf.get_decoder()
+    return _plain(model).get_decoder()
+
+
+def _plain(model: Model) -> Any:
+    return model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
 
 
 def _parts(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Iterator[list[int]]:

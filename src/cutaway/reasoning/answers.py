@@ -13,9 +13,8 @@ import torch
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.reasoning.cot_hijacking.reading import unembed
-from cutaway.reasoning.cot_hijacking.starts import Continued, Start, batches, decoder
 from cutaway.reasoning.rollouts import rollout_seeds
+from cutaway.reasoning.starts import Continued, Start, batches, decoder, unembed
 from cutaway.sampling import Cost, Settings
 from cutaway.sampling.transform import draw
 from cutaway.sampling.types import Finish
