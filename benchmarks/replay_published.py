@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cutaway.reasoning.thought_anchors.published import counts_of
 from cutaway.stats import smooth_martingale
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
@@ -49,21 +50,13 @@ class Boundaries:
 
 
 def load(folder: Path) -> list[Boundaries]:
-    """Read ``accuracy.json``; counts are the largest n <= 100 that explains the published share."""
+    """Read ``accuracy.json``."""
     traces = []
     for name, columns in json.loads((folder / "accuracy.json").read_text()).items():
         pairs = np.array([counts_of(share) for share in columns["accuracy"]])
         length = np.array(columns["characters"], dtype=float)
         traces.append(Boundaries(name, pairs[:, 0], pairs[:, 1], length[::-1].cumsum()[::-1]))
     return traces
-
-
-def counts_of(share: float) -> tuple[int, int]:
-    """The (k, n) with the largest n <= 100 and k / n equal to ``share`` up to rounding."""
-    for n in range(100, 0, -1):
-        if abs(round(share * n) / n - share) < 1e-6:
-            return round(share * n), n
-    raise SystemExit(f"accuracy {share} is not k / n for any n <= 100")
 
 
 def raw(trace: Boundaries, draw: Draw, price: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

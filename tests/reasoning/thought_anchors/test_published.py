@@ -8,15 +8,12 @@ import pytest
 
 from cutaway.errors import CutawayError, UsageError
 from cutaway.reasoning.embedding import load_embedder
-from cutaway.reasoning.thought_anchors.published import (
-    COLUMNS,
+from cutaway.reasoning.thought_anchors.published import COLUMNS, counts_of, find_published, load_published
+from cutaway.reasoning.thought_anchors.recomputed import (
     TABLE,
     category_contrast,
     category_table,
-    counts_of,
-    find_published,
     identity_agreement,
-    load_published,
     matrix_agreement,
     mean_number,
     neighbour_tests,

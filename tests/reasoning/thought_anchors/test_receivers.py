@@ -12,12 +12,8 @@ from cutaway.errors import UsageError
 from cutaway.model import Mask, Replace
 from cutaway.planted.receiver import Receiver, receiver
 from cutaway.reasoning.attention import span_attention
-from cutaway.reasoning.thought_anchors.receivers import (
-    head_ablation,
-    receiver_heads,
-    vertical_scores,
-    zeroed,
-)
+from cutaway.reasoning.thought_anchors.ablation import head_ablation, zeroed
+from cutaway.reasoning.thought_anchors.receivers import receiver_heads, vertical_scores
 from cutaway.reasoning.view import TraceView
 from cutaway.sampling import LocalEngine, Settings, Trace
 

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cutaway.reasoning.thought_anchors.ablation import head_ablation
     from cutaway.reasoning.thought_anchors.importance import ImportanceTable, measure_importance
     from cutaway.reasoning.thought_anchors.influence import Influence, measure_influence
     from cutaway.reasoning.thought_anchors.method import explain_answer, find_anchors
     from cutaway.reasoning.thought_anchors.published import PublishedTrace, load_published
-    from cutaway.reasoning.thought_anchors.receivers import ReceiverResult, head_ablation, receiver_heads
+    from cutaway.reasoning.thought_anchors.receivers import ReceiverResult, receiver_heads
     from cutaway.reasoning.thought_anchors.result import AnchorMap, anchors_view
     from cutaway.reasoning.thought_anchors.suppression import SuppressionMatrix, suppression_matrix
     from cutaway.reasoning.thought_anchors.taxonomy import label_sentences
@@ -22,7 +23,7 @@ _HOME = {
     "anchors_view": "result",
     "explain_answer": "method",
     "find_anchors": "method",
-    "head_ablation": "receivers",
+    "head_ablation": "ablation",
     "label_sentences": "taxonomy",
     "load_published": "published",
     "measure_importance": "importance",

@@ -11,15 +11,14 @@ Section 2 of the card (Bogdan et al. 2025, arXiv 2506.19143):
 Added: what a head with uniform attention would score on the same sentences (their lengths and places alone), and
 which heads exceed it by ``margin`` over traces with false-discovery control; heads chosen on half of the traces and
 measured on the other half against the other heads of their layers; reliability between halves with an interval.
-`head_ablation` asks whether the heads matter: sampling with their output zeroed where it enters the output projection
-(the published code zeroes slices after that projection, which are not heads).
+`ablation.head_ablation` asks whether the heads matter.
 
 Limits: a kurtosis over few sentences is coarse: n sentences cannot exceed about n - 3. High kurtosis shows that a head
 returns to few sentences, not that the answer depends on them.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,12 +29,12 @@ from scipy import stats as scipy_stats
 from scipy.stats import rankdata
 
 from cutaway.errors import UsageError
-from cutaway.model import Mask, Model
+from cutaway.model import Model
 from cutaway.reasoning.attention import span_attention
-from cutaway.reasoning.rollouts import Report, draw_rollouts, rollout_seeds
+from cutaway.reasoning.rollouts import Report
 from cutaway.reasoning.view import Track
-from cutaway.sampling import BranchTree, LocalEngine, Request, Settings, Trace
-from cutaway.stats import Interval, benjamini_hochberg, bootstrap, mean_interval, paired_difference
+from cutaway.sampling import Trace
+from cutaway.stats import Interval, benjamini_hochberg, bootstrap, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +120,7 @@ class ReceiverResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
-        return {key: _json(value) for key, value in asdict(self).items()}
+        return {key: plain_json(value) for key, value in asdict(self).items()}
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON."""
@@ -209,84 +208,6 @@ def vertical_scores(
     return out
 
 
-@dataclass(frozen=True, repr=False)
-class HeadAblation:
-    """How often sampled texts pass, with heads zeroed and with random heads of the same layers zeroed."""
-
-    heads: tuple[Head, ...]
-    intact: float
-    """Share of passing rollouts of the untouched model."""
-    ablated: float
-    effect: Interval
-    """``ablated - intact``; same seeds, so rollouts are pairs; interval over prefixes where there are several."""
-    random: tuple[float, ...]
-    """Share of passing rollouts with each random set zeroed."""
-    control: Interval
-    """Mean over random sets of their ``ablated - intact``, as `effect`."""
-    p: float
-    """Share of random sets (this one counted in) that lower the rate at least as much."""
-    n: int
-    """Rollouts in each condition."""
-
-    def __repr__(self) -> str:
-        return f"HeadAblation({len(self.heads)} heads: {self.effect!r}, random {self.control!r}, p {self.p:.3g})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {key: _json(value) for key, value in asdict(self).items()}
-
-
-def head_ablation(
-    engine: LocalEngine,
-    prefixes: Sequence[Sequence[int]],
-    passes: Callable[[int, str], bool],
-    heads: Sequence[Head],
-    *,
-    settings: Settings,
-    n: int = 20,
-    random_sets: int = 10,
-    seed: int = 0,
-    tree: BranchTree | None = None,
-    report: Report = lambda done, planned, note: None,
-) -> HeadAblation:
-    """Sample ``n`` rollouts of each prefix intact, with ``heads`` zeroed, and with random heads of their layers zeroed.
-
-    ``passes(prefix number, text)`` judges a rollout. The edit acts on what enters the output projection. Fewer than
-    ``random_sets`` are run where the layers do not have that many. UsageError when a layer has too few other heads.
-    """
-    if not prefixes or not heads:
-        raise UsageError("prefixes and heads must not be empty")
-    rng = np.random.default_rng(seed)
-    # A set drawn twice would give the same rollouts twice.
-    drawn = list(dict.fromkeys(_random_heads(heads, engine.model.n_heads, rng) for _ in range(random_sets)))
-    free = draw_rollouts(engine, prefixes, n, settings, seed=seed, tree=tree)
-    texts = [[engine.model.decode(each.ids) for each in rollouts] for rollouts in free]
-    intact = np.array([[passes(i, text) for text in row] for i, row in enumerate(texts)], dtype=float)
-    rates = []
-    for done, chosen in enumerate([tuple(heads), *drawn]):
-        rates.append(_edited_rates(engine, prefixes, passes, chosen, settings, n, seed))
-        report(done + 1, 1 + len(drawn), "conditions")
-    changes = [each - intact for each in rates]
-    control = np.mean(changes[1:], axis=0) if drawn else np.full_like(intact, np.nan)
-    harm = [change.mean() for change in changes]
-    return HeadAblation(
-        heads=tuple(heads),
-        intact=float(intact.mean()),
-        ablated=float(rates[0].mean()),
-        effect=_paired(rates[0], intact),
-        random=tuple(float(each.mean()) for each in rates[1:]),
-        control=_paired(intact + control, intact) if drawn else Interval(np.nan, np.nan, np.nan, 0, 0.95),
-        p=sum(each <= harm[0] for each in harm) / len(harm),
-        n=intact.size,
-    )
-
-
-def zeroed(heads: Sequence[Head]) -> list[Mask]:
-    """The edits that zero ``heads`` where they enter the output projection."""
-    layers = sorted({layer for layer, _ in heads})
-    return [Mask(f"z.{layer}", [head for at, head in heads if at == layer]) for layer in layers]
-
-
 def _why_not(trace: Trace, model: Model, ignore: int) -> str:
     total = len(trace.prompt) + len(trace.ids)
     if trace.n_sentences < ignore + 2:
@@ -331,7 +252,8 @@ def _best(kurtosis: Float[np.ndarray, "layer head"], top: int) -> tuple[Head, ..
     return tuple(place for place in places if np.isfinite(kurtosis[place]))
 
 
-def _others(heads: Sequence[Head], layer: int, n_heads: int) -> list[int]:
+def other_heads(heads: Sequence[Head], layer: int, n_heads: int) -> list[int]:
+    """The heads of ``layer`` that are not among ``heads``."""
     return [head for head in range(n_heads) if (layer, head) not in heads]
 
 
@@ -345,7 +267,7 @@ def _of_others(vertical: np.ndarray | None, heads: Sequence[Head], trace: Trace)
     """Mean over chosen heads of their layer's heads that were not chosen: what random heads give on average."""
     if vertical is None:
         return np.full(trace.n_sentences, np.nan)
-    rest = [vertical[layer, _others(heads, layer, vertical.shape[1])] for layer, _ in heads]
+    rest = [vertical[layer, other_heads(heads, layer, vertical.shape[1])] for layer, _ in heads]
     means = [each.mean(0) for each in rest if len(each)]
     return np.mean(means, axis=0) if means else np.full(trace.n_sentences, np.nan)
 
@@ -353,7 +275,7 @@ def _of_others(vertical: np.ndarray | None, heads: Sequence[Head], trace: Trace)
 def _contrast(kurtosis: Float[np.ndarray, "layer head"], heads: Sequence[Head]) -> float:
     pairs = []
     for layer, head in heads:
-        rest = kurtosis[layer, _others(heads, layer, kurtosis.shape[1])]
+        rest = kurtosis[layer, other_heads(heads, layer, kurtosis.shape[1])]
         if np.isfinite(rest).any() and np.isfinite(kurtosis[layer, head]):
             pairs.append(kurtosis[layer, head] - np.nanmean(rest))
     return float(np.mean(pairs)) if pairs else float("nan")
@@ -403,42 +325,12 @@ def _certify(excess: Float[np.ndarray, "trace layer head"], margin: float, fdr: 
     return tuple(place for (place, _), keep in zip(tests, kept, strict=True) if keep)
 
 
-def _random_heads(heads: Sequence[Head], n_heads: int, rng: np.random.Generator) -> tuple[Head, ...]:
-    out: list[Head] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        rest, wanted = _others(heads, layer, n_heads), sum(at == layer for at, _ in heads)
-        if len(rest) < wanted:
-            raise UsageError(f"layer {layer}: {wanted} of {n_heads} heads are zeroed; too few are left for a control")
-        out += [(layer, int(head)) for head in rng.choice(rest, wanted, replace=False)]
-    return tuple(out)
-
-
-def _edited_rates(
-    engine: LocalEngine,
-    prefixes: Sequence[Sequence[int]],
-    passes: Callable[[int, str], bool],
-    heads: Sequence[Head],
-    settings: Settings,
-    n: int,
-    seed: int,
-) -> Float[np.ndarray, "prefix rollout"]:
-    requests = [Request(tuple(prefix), rollout_seeds(prefix, n, seed), settings) for prefix in prefixes]
-    out = np.zeros((len(prefixes), n))
-    for i, rollout in engine.stream(requests, zeroed(heads)):
-        out[i, requests[i].seeds.index(rollout.seed)] = passes(i, engine.model.decode(rollout.ids))
-    return out
-
-
-def _paired(a: Float[np.ndarray, "prefix rollout"], b: Float[np.ndarray, "prefix rollout"]) -> Interval:
-    clusters = np.repeat(np.arange(len(a)), a.shape[1]) if len(a) > 1 else None
-    return paired_difference(a.ravel(), b.ravel(), clusters=clusters)
-
-
-def _json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """Arrays as lists, NaN as None."""
     if isinstance(value, np.ndarray):
-        return _json(value.tolist())
+        return plain_json(value.tolist())
     if isinstance(value, list | tuple):
-        return [_json(each) for each in value]
+        return [plain_json(each) for each in value]
     if isinstance(value, dict):
-        return {key: _json(each) for key, each in value.items()}
+        return {key: plain_json(each) for key, each in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
