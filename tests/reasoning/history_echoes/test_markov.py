@@ -60,7 +60,7 @@ def test_what_cannot_be_known_is_undefined_and_never_nan(y: np.ndarray) -> None:
         (np.ones((5, 6), dtype=int), "'-' never occurs"),
         (np.zeros((5, 6), dtype=int), "'\\+' never occurs"),
         (np.array([[0, 1, 1, 0, 0]]), "at least 2"),
-        (np.full((5, 6), -1), "never occurs"),
+        (np.full((5, 6), -1), "no two consecutive answers are known"),
     ],
 )
 def test_degenerate_outcomes_give_a_reason(y: np.ndarray, reason: str) -> None:

@@ -261,6 +261,8 @@ def _ratio(part: Any, whole: Any) -> Any:
 
 def _why_no_trace(cells: np.ndarray) -> str:
     rows = cells.sum((0, 2))
+    if not rows.any():
+        return "no two consecutive answers are known"
     absent = [sign for sign, count in zip("-+", rows, strict=True) if not count]
     return f"'{absent[0]}' never occurs before another turn" if absent else ""
 
