@@ -130,7 +130,7 @@ def test_components_are_in_units_of_the_test_parts_own_bare_harmless_prompts() -
 
     quiet = r(asked[7:], 0, False)
     for row, tokens in zip(found.component, (0, 60), strict=True):
-        expected = (r(asked[7:9], tokens, True).mean(0) - quiet.mean(0)) / quiet.std(0, ddof=1)
+        expected = (r(asked[7:], tokens, True).mean(0) - quiet.mean(0)) / quiet.std(0, ddof=1)
         assert row == pytest.approx(expected, rel=1e-3)
 
 

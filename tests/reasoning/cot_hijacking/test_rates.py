@@ -1,4 +1,4 @@
-"""Rates of refusal: failures left out, clusters, agreement, a judge's errors."""
+"""Rates of refusal: failures left out, clusters, agreement."""
 
 import math
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from cutaway.errors import UsageError
 from cutaway.grading.refusal import OUTCOMES, Outcome, cohen_kappa
-from cutaway.reasoning.cot_hijacking.rates import clustered_mean, corrected_rate, kappa, refusal_rate, success_rate
-from cutaway.stats import Interval
+from cutaway.reasoning.cot_hijacking.rates import clustered_mean, kappa, refusal_rate, success_rate
 
 
 @given(st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=40))
@@ -59,16 +58,6 @@ def test_kappa_with_its_interval() -> None:
     assert math.isnan(kappa(["comply"] * 5, ["comply"] * 5).value)
 
 
-@given(st.floats(0.05, 0.95), st.floats(0.6, 1.0), st.floats(0.6, 1.0))
-def test_a_judges_errors_are_taken_out_again(true: float, sensitivity: float, specificity: float) -> None:
-    seen = true * sensitivity + (1 - true) * (1 - specificity)
-    found = corrected_rate(Interval(seen, 0.0, 1.0, 100, 0.95), sensitivity, specificity)
-    assert found.value == pytest.approx(true)
-    assert (found.low, found.high) == (0.0, 1.0)
-
-
 def test_bad_input() -> None:
     with pytest.raises((UsageError, TypeError), match="refused"):
         refusal_rate(["refused"])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="no better than chance"):
-        corrected_rate(Interval(0.5, 0.4, 0.6, 10, 0.95), 0.5, 0.5)

@@ -8,6 +8,7 @@ from asked import planted
 from pydantic import ValidationError
 
 from cutaway.charts import Heat, charts_from_json
+from cutaway.reasoning.cot_hijacking import method as method_module
 from cutaway.reasoning.cot_hijacking.data import COLUMNS
 from cutaway.reasoning.cot_hijacking.study import CotHijacking, CotHijackingConfig
 from cutaway.study import Findings, Lab
@@ -51,6 +52,9 @@ def test_a_run_on_a_planted_model(folder: Path) -> None:
     assert "confounded" not in found.summary
     by_name = {item.name: item for item in found.items}
     assert by_name["refusal after 300 tokens, puzzle"].control is not None
+    success = by_name["attack success after the longest preamble"]
+    assert success.value == 1 - by_name["refusal after 300 tokens, puzzle"].value
+    assert success.control.value == 0
     assert by_name["ways in which the length effect is confounded"].value == 0
     assert by_name["refused told from answered by r, bare requests (AUC)"].undefined
     charts = charts_from_json(found.artifacts["charts.json"])
@@ -62,6 +66,17 @@ def test_a_run_on_a_planted_model(folder: Path) -> None:
     assert sorted(key.split(":")[0] for key in found.inputs) == ["data", "weights"]
     # openings of English refusals are no tokens of this model's answers, so the readout stays silent
     assert by_name["share of lost refusal restored"].undefined
+
+
+def test_an_interrupt_inside_keeps_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(method_module, "fit_direction", stop)
+    found = run(folder)
+    assert not found.complete
+    assert found.items[0].value == 1
+    assert found.result[2] is None
 
 
 def test_a_run_without_a_control_says_so(folder: Path) -> None:

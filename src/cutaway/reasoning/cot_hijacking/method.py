@@ -185,58 +185,50 @@ def look_inside(
 ) -> Inside:
     """Find direction and heads on the first two ``parts`` of the goals, test them on the third.
 
-    ``few``: how many goals are read at every length (long prompts cost their length); directions use all.
+    ``few``: how many goals the heads are chosen and tested on; direction and components use all.
     """
 
     def asked(goals: Sequence[Goal], tokens: int, harmful: bool) -> list[Prompt]:
         return prompts_for(model, goals, Cell(tokens), harmful=harmful, family=family, cue="", seed=seed)
 
-    def pair(goals: Sequence[Goal]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        bad, good = ([p.ids for p in asked(goals, 0, harmful)] for harmful in (True, False))
+    def ids(goals: Sequence[Goal], tokens: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        bad, good = ([p.ids for p in asked(goals, tokens, harmful)] for harmful in (True, False))
         return bad, good
 
     report(0, 4, "steps, direction")
-    train, validation, test = (pair(part) for part in parts)
+    train, validation, test = (ids(part, 0) for part in parts)
     direction = fit_direction(model, *train, readout, validation=validation, positions=positions)
     direction_test = check_direction(model, direction, *test, readout, seed=seed)
     report(1, 4, "steps, components by length")
-    fresh = parts[2][:few]
-    by_length = {n: [asked(fresh, n, harmful) for harmful in (True, False)] for n in lengths}
-    r = {
-        n: [components(model, [p.ids for p in side], direction.tensor(model)) for side in both]
-        for n, both in by_length.items()
-    }
+    vector, at = direction.tensor(model), direction.layer
     first, last = min(lengths), max(lengths)
-    bare, quiet = (components(model, side, direction.tensor(model)) for side in test)
-    scaled = {n: standardise(both[0], quiet) for n, both in r.items()}
+    r = {n: [components(model, side, vector) for side in ids(parts[2], n)] for n in {0, *lengths}}
+    bare, quiet = r[0]
+    scaled = {n: standardise(r[n][0], quiet) for n in lengths}
     report(2, 4, "steps, heads by length")
-    known = parts[0][:few]
-    scan = scan_heads(
-        model,
-        {n: asked(known, n, True) for n in (first, last)},
-        {n: asked(known, n, False) for n in (first, last)},
-        readout,
-    )
+    ends = {harmful: {n: asked(parts[0][:few], n, harmful) for n in (first, last)} for harmful in (True, False)}
+    scan = scan_heads(model, ends[True], ends[False], readout)
     chosen = scan.ranking()[:heads]
     report(3, 4, "steps, ablation")
-    head_test = ablate_heads(model, [p.ids for p in by_length[first][0]], chosen, readout, sets=sets, seed=seed)
-    given = give_back(model, by_length[first][0], by_length[last][0], chosen, readout, controls=3, seed=seed)
-    at = direction.layer
-    far, near = scaled[last][:, at], scaled[first][:, at]
-    defined = not np.isnan([far, near]).any()
-    change = paired_difference(far, near) if defined else Interval(np.nan, np.nan, np.nan, 0, 0.95)
+    near, far = (asked(parts[2][:few], n, True) for n in (first, last))
     return Inside(
         direction,
         direction_test,
         tuple(lengths),
         np.array([scaled[n].mean(0) for n in lengths]),
-        change,
+        _change(scaled[last][:, at], scaled[first][:, at]),
         tuple(told_apart(*(side[:, at] for side in r[n])) for n in lengths),
         dict(zip((goal.name for goal in parts[2]), bare[:, at].tolist(), strict=True)),
         scan,
-        head_test,
-        given,
+        ablate_heads(model, [p.ids for p in near], chosen, readout, sets=sets, seed=seed),
+        give_back(model, near, far, chosen, readout, controls=3, seed=seed),
     )
+
+
+def _change(far: Float[np.ndarray, " goal"], near: Float[np.ndarray, " goal"]) -> Interval:
+    if np.isnan([far, near]).any():
+        return Interval(np.nan, np.nan, np.nan, 0, 0.95)
+    return paired_difference(far, near)
 
 
 def told_apart(harmful: Float[np.ndarray, " n"], harmless: Float[np.ndarray, " m"]) -> Interval:

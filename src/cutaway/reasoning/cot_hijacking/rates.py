@@ -1,4 +1,4 @@
-"""Rates of refusal with intervals: failures left out, goals drawn whole, a judge's errors taken out."""
+"""Rates of refusal with intervals: failures left out, goals drawn whole, two judges compared."""
 
 from collections.abc import Sequence
 
@@ -73,19 +73,3 @@ def kappa(first: Sequence[Outcome], second: Sequence[Outcome], *, level: float =
         drawn += [] if np.isnan(again) else [again]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(min(low, value)), float(max(high, value)), n, level)
-
-
-def corrected_rate(rate: Interval, sensitivity: float, specificity: float) -> Interval:
-    """The true rate behind a judge's rate (Rogan, Gladen 1978), ends moved alike; the judge's errors taken as known.
-
-    >>> round(corrected_rate(Interval(0.5, 0.4, 0.6, 100, 0.95), 0.9, 0.8).value, 3)
-    0.429
-    """
-    gain = sensitivity + specificity - 1
-    if not (0 <= sensitivity <= 1 and 0 <= specificity <= 1) or gain <= 0:
-        raise UsageError(
-            f"sensitivity={sensitivity}, specificity={specificity}: both in [0, 1] with a sum above 1; "
-            "a judge no better than chance cannot be corrected"
-        )
-    value, low, high = (min(1.0, max(0.0, (p + specificity - 1) / gain)) for p in (rate.value, rate.low, rate.high))
-    return Interval(value, low, high, rate.n, rate.level)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from cutaway.charts import Chart, Heat, Series
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
 
 if TYPE_CHECKING:
-    from cutaway.reasoning.cot_hijacking.factorial import Factorial, Slope
+    from cutaway.model import Model
+    from cutaway.reasoning.cot_hijacking.data import Goal
+    from cutaway.reasoning.cot_hijacking.factorial import Cell, Factorial, Slope
     from cutaway.reasoning.cot_hijacking.method import Inside, Measured
     from cutaway.reasoning.cot_hijacking.planted_runs import Tally
     from cutaway.stats import Interval
@@ -52,7 +55,7 @@ class CotHijackingConfig(StudyConfig):
     sets: int = Field(200, ge=1)
     """Random same-layer sets that the chosen heads are compared with."""
     few: int = Field(5, ge=2)
-    """Goals that are read inside the model at every length."""
+    """Goals that heads are chosen on, and as many that they are tested on; direction and components use all."""
     seed: int = Field(0, ge=0)
     """Of preambles, draws, random directions and random heads."""
     dtype: str = "float32"
@@ -82,27 +85,18 @@ class CotHijacking(Study[CotHijackingConfig]):
 
     def run(self, config: CotHijackingConfig, lab: Lab) -> Findings:
         """Measure refusal by length beside controls, then look inside."""
-        from cutaway.reasoning.cot_hijacking.data import read_goals, split_goals
-        from cutaway.reasoning.cot_hijacking.direction import tail_tokens
+        from cutaway.reasoning.cot_hijacking.data import read_goals
         from cutaway.reasoning.cot_hijacking.factorial import Cell, analyse
         from cutaway.reasoning.cot_hijacking.length import CUE
-        from cutaway.reasoning.cot_hijacking.method import look_inside, measure
-        from cutaway.reasoning.cot_hijacking.reading import Readout, first_tokens
+        from cutaway.reasoning.cot_hijacking.method import measure
         from cutaway.sampling import Settings
 
         model = lab.model(config.model, config.dtype)
         goals = read_goals(_requests(config))[: config.goals]
-        kinds = ["puzzle", *(["topic"] if config.topic else []), *(["random"] if config.control else [])]
-        cells = [
-            Cell(n, kind, cue)
-            for cue in ((False, True) if config.cue else (False,))
-            for n in config.lengths
-            for kind in (kinds if n else kinds[:1])
-        ]
         measured = measure(
             model,
             goals,
-            cells,
+            _cells(config),
             Settings(config.temperature, 1.0, 0, config.max_tokens),
             harmless=[Cell(0), Cell(max(config.lengths))],
             runs=config.runs,
@@ -112,22 +106,8 @@ class CotHijacking(Study[CotHijackingConfig]):
             report=_reporter(lab),
         )
         result = analyse(measured.trials, seed=config.seed)
-        inside = None
-        if config.inside and measured.complete:
-            train, validation, test = split_goals(goals, (2.0, 1.0, 2.0), config.seed)
-            inside = look_inside(
-                model,
-                (train, validation, test),
-                config.lengths,
-                Readout(first_tokens(model, OPENINGS)),
-                family=config.family,
-                heads=config.heads,
-                sets=config.sets,
-                few=config.few,
-                positions=tail_tokens(model),
-                seed=config.seed,
-                report=_reporter(lab),
-            )
+        inside = _look(config, model, goals, lab) if config.inside and measured.complete else None
+        stopped = config.inside and inside is None
         kept: dict[str, Any] = {"measured": measured.to_dict(), "factorial": result.to_dict()}
         kept["inside"] = inside.to_dict() if inside else None
         return Findings(
@@ -137,7 +117,7 @@ class CotHijacking(Study[CotHijackingConfig]):
             charts=(refusal_chart(result), *(inside_charts(inside) if inside else ())),
             inputs=self.inputs(config, lab),
             cost=measured.cost,
-            complete=measured.complete,
+            complete=measured.complete and not stopped,
             result=(measured, result, inside),
         )
 
@@ -158,6 +138,44 @@ class CotHijacking(Study[CotHijackingConfig]):
         return Calibration(self.id, rates(tally), time.monotonic() - started, {"trials": trials})
 
 
+def _cells(config: CotHijackingConfig) -> "list[Cell]":
+    from cutaway.reasoning.cot_hijacking.factorial import Cell
+
+    kinds = ["puzzle", *(["topic"] if config.topic else []), *(["random"] if config.control else [])]
+    return [
+        Cell(n, kind, cue)
+        for cue in ((False, True) if config.cue else (False,))
+        for n in config.lengths
+        for kind in (kinds if n else kinds[:1])
+    ]
+
+
+def _look(config: CotHijackingConfig, model: "Model", goals: "list[Goal]", lab: Lab) -> "Inside | None":
+    """What is found inside the model; None after Ctrl-C, which keeps what was measured outside."""
+    from cutaway.reasoning.cot_hijacking.data import split_goals
+    from cutaway.reasoning.cot_hijacking.direction import tail_tokens
+    from cutaway.reasoning.cot_hijacking.method import look_inside
+    from cutaway.reasoning.cot_hijacking.reading import Readout, first_tokens
+
+    train, validation, test = split_goals(goals, (2.0, 1.0, 2.0), config.seed)
+    try:
+        return look_inside(
+            model,
+            (train, validation, test),
+            config.lengths,
+            Readout(first_tokens(model, OPENINGS)),
+            family=config.family,
+            heads=config.heads,
+            sets=config.sets,
+            few=config.few,
+            positions=tail_tokens(model),
+            seed=config.seed,
+            report=_reporter(lab),
+        )
+    except KeyboardInterrupt:
+        return None
+
+
 def rates(tally: "Tally") -> tuple[Rate, ...]:
     """What the calibration counted, with what is required."""
     n = tally.models
@@ -176,7 +194,7 @@ def rates(tally: "Tally") -> tuple[Rate, ...]:
 def outside_findings(config: CotHijackingConfig, measured: "Measured", result: "Factorial") -> tuple[Finding, ...]:
     """Base rate first, then the effect of length with its control, then how far the verdicts can be trusted."""
     from cutaway.reasoning.cot_hijacking.factorial import Cell, power
-    from cutaway.reasoning.cot_hijacking.rates import refusal_rate
+    from cutaway.reasoning.cot_hijacking.rates import refusal_rate, success_rate
 
     bare, far = Cell(0), Cell(max(config.lengths))
     base = result.rates.get(bare)
@@ -195,6 +213,9 @@ def outside_findings(config: CotHijackingConfig, measured: "Measured", result: "
                     f"refusal after {cell}", rate, control=_interval("random words", control) if control else None
                 )
             )
+    attack = _interval("attack success after the longest preamble", success_rate(measured.outcomes(far)))
+    bare_success = _interval("attack success, bare request", success_rate(measured.outcomes(bare)))
+    items.append(replace(attack, control=bare_success))
     items.append(
         _interval(
             "refusal of harmless twins after the longest preamble", refusal_rate(measured.outcomes(far, harmful=False))
