@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.charts import charts_from_json
+from cutaway.circuits.view import CircuitView
 from cutaway.errors import UsageError
 from cutaway.explain.report import report_html
 from cutaway.explain.run_page import calibration_page, rates_of, run_page
@@ -104,12 +105,13 @@ def report_of_run(ledger: Ledger, run: RunRecord) -> str:
         return json.loads(ledger.artifact(run.id, name)) if name in stored else None
 
     view = with_companions(ledger, run, TraceView.from_dict(read("view.json"))) if "view.json" in stored else None
+    circuit = CircuitView.from_dict(read("circuit.json")) if "circuit.json" in stored else None
     if run.study == STUDY and "anchors.json" in stored:
         return report_of(run, anchors_of(ledger, run), view)
     if "calibration.json" in stored:
         return calibration_page(run, rates_of(read("calibration.json")))
     findings = ledger.findings(run.id)
     charts = charts_from_json(ledger.artifact(run.id, "charts.json")) if "charts.json" in stored else ()
-    if not findings and not charts and view is None:
+    if not findings and not charts and view is None and circuit is None:
         raise UsageError(f"run {run.id} ({run.study}) stored no findings, charts or trace; there is nothing to show")
-    return run_page(run, findings, charts, view)
+    return run_page(run, findings, charts, view, circuit)

@@ -10,6 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from cutaway.charts import Chart, Heat
+from cutaway.circuits.view import CircuitView
+from cutaway.explain.circuit_page import CIRCUIT_SCRIPTS, CIRCUIT_STYLE, circuit_data
 from cutaway.explain.figures import figure
 from cutaway.explain.findings import Scale, dot_plot, finding_rows
 from cutaway.explain.page import VIEWER_SCRIPTS, VIEWER_STYLES, embedded, number, render
@@ -35,22 +37,28 @@ class RateRow:
 
 
 def run_page(
-    run: RunRecord, findings: Sequence[Finding], charts: Sequence[Chart | Heat] = (), view: TraceView | None = None
+    run: RunRecord,
+    findings: Sequence[Finding],
+    charts: Sequence[Chart | Heat] = (),
+    view: TraceView | None = None,
+    circuit: CircuitView | None = None,
 ) -> str:
-    """Return a run as one HTML document: summary, findings, charts, the trace viewer where there is a view.
+    """Return a run as one HTML document: summary, findings, charts, the viewer of its trace, its circuit drawn.
 
     Local paths stay at home, as in `cutaway.ledger.export`.
     """
     return render(
         "run_page.html.j2",
-        scripts=[] if view is None else [VIEWER_SCRIPTS],
-        styles=VIEWER_STYLES,
+        scripts=[*([] if view is None else [VIEWER_SCRIPTS]), *([] if circuit is None else [CIRCUIT_SCRIPTS])],
+        styles=VIEWER_STYLES if circuit is None else (*VIEWER_STYLES, CIRCUIT_STYLE),
         **_about(run),
         findings=finding_rows(findings),
         rates=(),
         charts=[figure(chart, i) for i, chart in enumerate(charts)],
         view=view,
         view_data="" if view is None else embedded(viewer_data(view)),
+        circuit=circuit,
+        circuit_data="" if circuit is None else embedded(circuit_data(circuit)),
     )
 
 
@@ -65,6 +73,7 @@ def calibration_page(run: RunRecord, rates: Sequence[Rate]) -> str:
         charts=(),
         view=None,
         view_data="",
+        circuit=None,
     )
 
 
