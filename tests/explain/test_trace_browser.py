@@ -135,6 +135,19 @@ def test_controls_are_shown_on_demand_beside_their_measure(open_page: Open, make
     assert plain.locator("#v-controls").count() == 0
 
 
+def test_a_set_without_links_takes_no_room_and_says_so(open_page: Open, make_view: MakeView) -> None:
+    view = make_view("short")
+    full = open_page(trace_page(view)).locator("#v-plot").bounding_box()
+    page = open_page(trace_page(replace(view, links=(Links("suppression", "w", ()),))))
+    small = page.locator("#v-plot").bounding_box()
+    assert "No link by suppression." in page.locator("#v-plot svg").text_content()
+    assert small["height"] < full["height"] - 100
+    one = open_page(trace_page(replace(view, links=(view.links[0], Links("suppression", "w", ())))))
+    assert "No link" not in one.locator("#v-plot svg").text_content()
+    one.locator("#v-set").select_option("1")
+    assert "No link by suppression." in one.locator("#v-plot svg").text_content()
+
+
 def test_the_trees_hold_the_strongest_links_to_depth_two(open_page: Open, make_view: MakeView) -> None:
     view = make_view("short")
     page = open_page(trace_page(view))

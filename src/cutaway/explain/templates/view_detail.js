@@ -44,7 +44,7 @@ function measureTable(i) {
     const open = (x) => (x === null ? "open" : figureText(x));
     const interval = low === null && high === null ? [] : [node("span", { class: "soft line" }, `${open(low)} to ${open(high)}`)];
     const control = state.controls ? (track?.control?.[i] ?? null) : null;
-    const beside = control === null ? [] : [node("span", { class: "line v-control", title: track.control_is }, `control ${change(control, measure.signed)}`)];
+    const beside = control === null ? [] : [node("span", { class: "line v-control", title: track.control_is }, `control ${figureText(control)}`)];
     return node("tr", now, cell, node("td", { class: "n" }, change(values[i], measure.signed), ...interval, ...beside), node("td", { class: "soft n" }, String(measure.rank.get(i))));
   });
   const head = node("tr", {}, ...["Measure", "Value", "Rank"].map((name, c) => node("th", { scope: "col", ...(c ? { class: "n" } : {}) }, name)));

@@ -8,7 +8,7 @@ let hovered = null;
 let longest = 1;
 
 function measurePlot(width) {
-  const box = { left: view.curve ? 44 : 12, right: 12, width, top: marked.size ? 34 : 24, curve: view.curve ? 156 : 0, arcs: graphs.length ? (width < 600 ? 120 : 200) : 0 };
+  const box = { left: view.curve ? 44 : 12, right: 12, width, top: marked.size ? 34 : 24, curve: view.curve ? 156 : 0, arcs: !graphs.length ? 0 : graphs.every((each) => !each.strength.length) ? 26 : width < 600 ? 120 : 200 };
   box.plotWidth = width - box.left - box.right;
   box.step = box.plotWidth / total;
   box.node = Math.min(9, Math.max(5, box.step * 1.15));
@@ -107,7 +107,8 @@ function drawArcs() {
     if (!paths.has(key)) paths.set(key, []);
     paths.get(key).push(arcPath(space, s, t));
   }
-  layers.arcs.replaceChildren(...[...paths].sort().map(([key, list]) => svg("path", { class: key, d: list.join("") })));
+  const none = shown.length ? [] : [svg("text", { class: "label", x: space.left, y: space.line + space.node + 20 }, graph.strength.length ? "No link between the sentences shown." : `No link by ${graph.name}.`)];
+  layers.arcs.replaceChildren(...[...paths].sort().map(([key, list]) => svg("path", { class: key, d: list.join("") })), ...none);
 }
 
 function drawNodes() {
