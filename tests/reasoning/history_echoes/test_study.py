@@ -32,7 +32,7 @@ def test_a_small_model_is_measured_end_to_end(planted: Echo, chat_of: Callable[.
     config = HistoryEchoesConfig(targets=6, doses=(1, 2), distances=(2,), dialogues=4, turns=4, topics=("element",))
     chat = chat_of(planted, slots=8, temperature=0.0, max_tokens=3)
     result = measure(config, chat)
-    found = Findings(findings(result), summarise(config, result), artifacts(result), charts=charts(result))
+    found = Findings(findings(config, result), summarise(config, result), artifacts(result), charts=charts(result))
     assert all(item.value is not None or item.undefined for item in found.items)
     assert "effect of dose 2" in {item.name for item in found.items}
     assert {"forced.json", "charts.json"} <= set(found.artifacts)

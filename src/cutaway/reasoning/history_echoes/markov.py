@@ -12,7 +12,7 @@ Source: arXiv 2603.03308, section 4, with the wrap-around pair of its public scr
 behaviour is present), 0 (absent) or -1 (unknown: the pairs around it are left out).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def measure_stickiness(
     total = cells.sum(0)
     return Stickiness(
         counts=((int(total[0, 0]), int(total[0, 1])), (int(total[1, 0]), int(total[1, 1]))),
-        trace=_with_control(trace, control),
+        trace=replace(trace, control=control),
         lambda2=_estimate("lambda_2", cells, lambda c: _trace(c) - 1, _why_no_trace(cells), weights, level),
         base_rate=_estimate(
             "P(+)",
@@ -269,10 +269,6 @@ def _why_no_trace(cells: np.ndarray) -> str:
 
 def _why_none(known: np.ndarray) -> str:
     return "" if known.sum() else "no outcome is known"
-
-
-def _with_control(finding: Finding, control: Finding) -> Finding:
-    return Finding(**{**finding.__dict__, "control": control})
 
 
 def _check(outcomes: Outcomes, name: str) -> Outcomes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
@@ -108,7 +108,7 @@ class HistoryEchoes(Study[HistoryEchoesConfig]):
             chat = Chat(model, engine, settings, config.system or None, config.seed, tree)
             result = measure(config, chat, reporter(lab))
         return Findings(
-            items=findings(result),
+            items=findings(config, result),
             summary=summarise(config, result),
             artifacts=artifacts(result),
             charts=charts(result),
@@ -182,22 +182,30 @@ def reporter(lab: Lab) -> Callable[[int, int, str], None]:
     return lambda done, planned, note: lab.progress(Progress(float(done), float(planned), note))
 
 
-def findings(result: HistoryEchoesResult) -> tuple[Finding, ...]:
+def findings(config: HistoryEchoesConfig, result: HistoryEchoesResult) -> tuple[Finding, ...]:
     """Effects with the placebo as control; transitions with the history-free ones; the angle with its null."""
-    placebo = result.forced["placebo"].difference
+    unit = f"change of P({config.phenomenon})"
+    placebo = replace(result.forced["placebo"].difference, unit=unit)
     items = []
     for effect in result.forced.effects:
         control = None if effect.name == "placebo" else placebo
-        items.append(Finding(**{**effect.difference.__dict__, "control": control}))
+        items.append(replace(effect.difference, unit=unit, control=control))
     if result.stickiness is not None:
         s = result.stickiness
-        items += [s.base_rate, s.trace, s.lambda2, *s.deltas, s.permuted, s.history_free, s.excess]
+        items += [
+            replace(s.base_rate, name=f"P({config.phenomenon})"),
+            s.trace,
+            s.lambda2,
+            *s.deltas,
+            s.permuted,
+            s.history_free,
+            s.excess,
+        ]
     if result.layers:
         layer = main_layer(len(result.layers))
         main = result.layers[layer]
         items += [
-            Finding(**{**each.__dict__, "name": f"{each.name} at resid_post.{layer}"})
-            for each in (main.theta, main.auc, main.d_prime)
+            replace(each, name=f"{each.name} at resid_post.{layer}") for each in (main.theta, main.auc, main.d_prime)
         ]
     if result.trapped is not None:
         items.append(result.trapped)
