@@ -17,7 +17,7 @@ SETTINGS = Settings(1.0, 1.0, 0, 300)
 EASY = (0.4721, 0.4721, 0.0558)
 """Odds of the stubborn slot with the same return probability of 0.8, but few draws to find a replacement."""
 CLOSE = 0.05
-NULLS, TRANSPLANTS = 2, 3
+NULLS, TRANSPLANTS = 4, 2
 """Chains without effects and transplants in each trial: they are cheap, and a rate near 0.05 needs many."""
 
 

@@ -84,7 +84,7 @@ class ThoughtBranches(Study[ThoughtBranchesConfig]):
     id = "thought-branches"
     title = "Which stated reasons act, which come back, and where a hidden hint enters a chain of thought"
     paper = "Macar, Bogdan, Rajamanoharan, Nanda 2025, arXiv:2510.27484"
-    status = "importance++, resilience, on-policy edits, transplants on one branch tree; 5 of 7 rates calibrated"
+    status = "importance++, resilience, on-policy edits, transplants on one branch tree; calibrated"
     Config = ThoughtBranchesConfig
 
     def run(self, config: ThoughtBranchesConfig, lab: Lab) -> Findings:
