@@ -1,0 +1,88 @@
+"""Planted sequence models: what the method must find on them, and where it must stay silent."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cutaway.circuits.sequence_continuation.data import generate, prepare
+from cutaway.circuits.sequence_continuation.edges import prune_edges
+from cutaway.circuits.sequence_continuation.method import Bench, prune
+from cutaway.circuits.sequence_continuation.transfer import random_nodes, transfer
+from cutaway.errors import UsageError
+from cutaway.planted.sequence import VERBS, Composition, sequence
+from cutaway.study import Rate
+
+PROMPTS, CONTROLS, RANDOM = 12, 19, 6
+COMPOSITIONS: tuple[Composition, ...] = ("v", "k", "q")
+
+
+@dataclass
+class Counts:
+    """Hits and trials by what was counted."""
+
+    hits: dict[str, int] = field(default_factory=dict)
+    trials: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, hit: bool) -> None:
+        self.hits[name] = self.hits.get(name, 0) + hit
+        self.trials[name] = self.trials.get(name, 0) + 1
+
+    def rates(self) -> tuple[Rate, ...]:
+        return tuple(
+            Rate(name, self.hits[name], self.trials[name], what=what, at_least=low, at_most=high)
+            for name, what, low, high in ASKED
+        )
+
+
+ASKED = (
+    ("circuit", "tasks whose planted nodes, and no others, were left by pruning in a random order", 0.95, None),
+    (
+        "connections",
+        "tasks whose planted connections were found with their input (q, k or v), and no others",
+        0.95,
+        None,
+    ),
+    ("transfer kept", "circuits that keep 80% of the task that shares their table, on a held-out template", 0.95, None),
+    ("transfer lost", "circuits that keep less than 20% of a task with another table", 0.95, None),
+    ("refused", "models without any circuit that were refused", 1.0, None),
+    ("false transfer", "random circuits that beat the others of their size at p <= 0.05", None, 0.15),
+)
+
+
+def trial(seed: int, counts: Counts) -> None:
+    """One planted model: the composition goes round, one in three v models has a pair of cancelling heads."""
+    rng = np.random.default_rng([seed, 7])
+    composition = COMPOSITIONS[seed % 3]
+    planted = sequence(composition, compensate=composition == "v" and seed % 2 == 0, seed=seed)
+    draw = {verb: generate(planted.tasks, verb, PROMPTS, seed=seed, words=planted.words) for verb in VERBS}
+    rows, held = (prepare(planted.model, draw[verb])[0] for verb in VERBS)
+    circuits = {}
+    for task, given in rows.items():
+        bench = Bench(planted.model, given)
+        order = [bench.nodes.names[i] for i in rng.permutation(len(bench.nodes))]
+        circuits[task] = prune(bench, order=order).nodes
+        counts.add("circuit", circuits[task] == planted.truth.nodes[task])
+    task = tuple(rows)[seed % len(rows)]
+    edges = prune_edges(Bench(planted.model, rows[task]), circuits[task])
+    found = {(edge.sender, edge.receiver, edge.by) for edge in edges.kept}
+    counts.add("connections", found == {*planted.truth.edges[task]})
+    benches = {task: Bench(planted.model, held[task]) for task in held}
+    for cell in transfer(circuits, benches, controls=1, seed=seed).cells:
+        if cell.circuit != cell.task:
+            alone = "months backwards" in (cell.circuit, cell.task)
+            hit = cell.score.value < 20 if alone else cell.score.value >= 80
+            counts.add("transfer lost" if alone else "transfer kept", hit)
+    bench = benches[task]
+    scores = bench.scores(random_nodes(bench.nodes, circuits[task], RANDOM + CONTROLS, rng))
+    for score in scores[:RANDOM]:
+        counts.add("false transfer", bool((scores[RANDOM:] < score).all()))  # p = 1 / (1 + CONTROLS)
+    counts.add("refused", _refused(seed, composition))
+
+
+def _refused(seed: int, composition: Composition) -> bool:
+    null = sequence(composition, null=True, seed=seed)
+    try:
+        prepare(null.model, generate(null.tasks, VERBS[0], PROMPTS, seed=seed, words=null.words))
+    except UsageError:
+        return True
+    return False
