@@ -90,8 +90,8 @@ def answer_logits(hf: Any, ids: Int[Tensor, "batch pos"], form: Format) -> Float
 
 
 def token_loss(
-    logits: Float[Tensor, "batch token vocab"], targets: Int[Tensor, "batch token"]
-) -> Float[Tensor, "batch token"]:
+    logits: Float[Tensor, "*batch token vocab"], targets: Int[Tensor, "*batch token"]
+) -> Float[Tensor, "*batch token"]:
     """Negative log-probability of each answer token, in nats, computed in float64."""
     logp = logits.double().log_softmax(-1)
     return -logp.gather(-1, targets[..., None])[..., 0]

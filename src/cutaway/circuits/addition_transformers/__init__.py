@@ -1,0 +1,31 @@
+"""Understanding addition in transformers: the one-layer account as a claim that is accepted or rejected."""
+
+from cutaway.circuits.addition_transformers.method import (
+    RIVALS,
+    Agreement,
+    BaseHead,
+    Judged,
+    base_head,
+    chain_accuracy,
+    early_pattern,
+    judge,
+    predict,
+    question_suite,
+    roles_by_shift,
+    staircase,
+)
+
+__all__ = [
+    "RIVALS",
+    "Agreement",
+    "BaseHead",
+    "Judged",
+    "base_head",
+    "chain_accuracy",
+    "early_pattern",
+    "judge",
+    "predict",
+    "question_suite",
+    "roles_by_shift",
+    "staircase",
+]
