@@ -25,7 +25,7 @@ from cutaway.features.dictionary import Codes, Provenance, sparse
 
 Activation = Literal["relu", "topk", "jumprelu", "gated"]
 Normaliser = Literal["none", "scale", "layer_norm"]
-"""``scale`` multiplies by one constant, ``layer_norm`` centres and scales each row; both are undone behind the decoder."""
+"""``scale`` multiplies by one constant, ``layer_norm`` centres and scales each row; the decoder undoes either."""
 SCHEMA = 1
 _FILE, _TENSORS = "dictionary.json", "dictionary.safetensors"
 _EPS = 1e-5
