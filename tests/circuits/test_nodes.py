@@ -51,10 +51,11 @@ def test_sets_equal_one_plain_forward_each(model: Model, share: float) -> None:
     """Few, half and most nodes kept: whole attentions and MLPs are left out of some forwards and not of others."""
     keep = random_sets(model, 4, share)
     keep[:2, : len(keep[0]) // 3] = keep[2, : len(keep[0]) // 3]
-    for reference in references(model):
+    # Every kind of reference with one share of nodes, means with the other; all sets at once, or two at a time.
+    for reference in references(model)[: 3 if share == 0.5 else 1]:
         expected = naive(model, IDS, keep, reference)
-        assert torch.allclose(run_nodes(model, IDS, keep, reference), expected, atol=1e-5)
-        assert torch.allclose(run_nodes(model, IDS, keep, reference, tokens=42), expected, atol=1e-5)
+        tokens = None if reference.kind == "zero" else 42
+        assert torch.allclose(run_nodes(model, IDS, keep, reference, tokens=tokens), expected, atol=1e-5)
 
 
 def test_the_ends_are_the_full_model_and_the_all_reference_run(model: Model) -> None:

@@ -43,8 +43,12 @@ def test_a_node_without_connections_is_dropped(planted: Sequence, bench: Bench) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "gpt_neox"], indirect=True)
 def test_every_connection_equals_brute_force(model: Model) -> None:
-    """Random models of every family: the stream is rebuilt by hand, and the receiver's input is changed in it alone."""
+    """Random models, with grouped queries, norms after the parts, and parts side by side.
+
+    The stream is rebuilt by plain edits, and the receiver's input is changed in it alone.
+    """
     rows, nodes = tiny_rows(model), Nodes.of(model)
     bench = Bench(model, rows, node_means(model, rows.corrupted))
     names = [name for name in nodes.names if name in ("z.0.0", "mlp_out.0", "z.1.0", "z.1.3", "mlp_out.2", "z.2.1")]

@@ -24,17 +24,17 @@ FOLDER = Path(__file__).parents[3] / "data" / "sequence-continuation"
 
 def test_transfer_is_high_and_low_as_planted(planted: Sequence, held: dict[str, Rows]) -> None:
     benches = {task: Bench(planted.model, held[task]) for task in held}
-    found = transfer(planted.truth.nodes, benches, controls=19)
+    found = transfer(planted.truth.nodes, benches, controls=9)
     assert found.complete
     assert found.cell("numerals", "numwords").score.low > 80
     assert found.cell("numwords", "numerals").score.low > 80
     assert found.cell("numerals", "months backwards").score.high < 20
     assert found.cell("months backwards", "numwords").score.high < 20
     own = found.cell("numerals", "numerals")
-    assert own.p == 1 / 20
+    assert own.p == 1 / 10
     mean, low, high = own.random_band
     assert low <= mean <= high < 80
-    sets = random_nodes(benches["numerals"].nodes, planted.truth.nodes["numerals"], 19, np.random.default_rng([0, 0]))
+    sets = random_nodes(benches["numerals"].nodes, planted.truth.nodes["numerals"], 9, np.random.default_rng([0, 0]))
     assert np.allclose(own.random, benches["numerals"].scores(sets), atol=1e-3)
     assert len(found.to_frame()) == 9
 
@@ -100,9 +100,9 @@ def test_the_study_on_a_planted_model(planted: Sequence, tmp_path: Path, monkeyp
         tasks="numerals,numwords,months backwards,months",
         candidates=12,
         prompts=6,
-        controls=9,
-        effects=2,
-        edge_prompts=3,
+        controls=3,
+        effects=1,
+        edge_prompts=2,
     )
     found = SequenceContinuation().run(config, lab)
     assert found.complete
