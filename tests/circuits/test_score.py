@@ -53,7 +53,7 @@ def test_faithfulness_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
 
 def test_the_interval_covers_and_widens_with_clusters() -> None:
     rng, inside, wider = np.random.default_rng(0), 0, 0
-    for trial in range(40):
+    for trial in range(24):
         cluster = np.repeat(np.arange(12), 5)
         full = 4 + rng.normal(size=60)
         none = rng.normal(size=60) * 0.5
@@ -63,8 +63,8 @@ def test_the_interval_covers_and_widens_with_clusters() -> None:
         inside += clustered.low <= 0.6 <= clustered.high
         wider += clustered.high - clustered.low > plain.high - plain.low
         assert clustered.n == 12
-    assert inside >= 32  # fewer of 40 have probability 0.0007 at a true coverage of 0.95
-    assert wider >= 36
+    assert inside >= 18  # fewer of 24 have probability 0.0003 at a true coverage of 0.95
+    assert wider >= 21
 
 
 def test_what_has_no_value_says_why() -> None:

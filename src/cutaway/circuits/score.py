@@ -154,7 +154,8 @@ def faithfulness(
     if spans.low <= 0 <= spans.high:
         reason = "the difference of clean and corrupted values is not distinguished from zero"
         return Faithfulness(Interval(_ratio(sums), np.nan, np.nan, len(sums), level), n_items, reason)
-    return Faithfulness(bootstrap(sums, _ratio, n=_RESAMPLES, seed=seed, level=level), n_items)
+    interval = bootstrap(sums, _ratio, n=_RESAMPLES, seed=seed, level=level)
+    return Faithfulness(interval, n_items, "all resamples agree: no interval" if np.isnan(interval.low) else "")
 
 
 def _ratio(rows: np.ndarray) -> float:
