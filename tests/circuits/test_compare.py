@@ -54,12 +54,12 @@ def test_a_circuit_is_like_itself_and_unlike_others() -> None:
 
 def test_unrelated_circuits_give_uniform_p() -> None:
     """Of random sets, at most 5% fall below 0.05 (the law is discrete), and the correlation is near zero."""
-    n = 200
+    n = 100
     low = 0
     for seed in range(n):
         a, b = (graph_of(2 * seed + side, random_mask(WIRING, 15, 2 * seed + side)) for side in (0, 1))
-        low += compare(a, b, seeds=2).p_overlap < 0.05
-    assert low <= 20  # more than 20 of 200 has probability below 0.001 at 5%
+        low += compare(a, b, seeds=1).p_overlap < 0.05
+    assert low <= 12  # more than 12 of 100 has probability 0.0015 at 5%
 
 
 def test_what_cannot_be_said() -> None:

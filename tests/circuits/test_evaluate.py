@@ -173,12 +173,12 @@ def test_knockouts_by_hand() -> None:
 
 
 def test_find_judges_on_pairs_it_did_not_see() -> None:
-    planted = lookup()
-    pairs = [Pair(*row) for row in planted.rows(40, 2)]
+    planted = lookup(3)
+    pairs = [Pair(*row) for row in planted.rows(24, 2)]
     found = find(planted.model, pairs, len(planted.truth.edges), settings=Settings("eap-ig", steps=20))
     assert {edge[:2] for edge in found.graph.edges()} == set(planted.truth.edges)
-    assert found.graph.header.settings["pairs"] == 20
-    assert len(found.ndf.values) == 20
+    assert found.graph.header.settings["pairs"] == 12
+    assert len(found.ndf.values) == 12
     rows = {row["number"]: row for row in found.to_frame().to_dict("records")}
     assert rows["faithfulness"]["value"] == pytest.approx(1.0, abs=2e-3)
     assert rows["ndf"]["random_control"] < 0.5

@@ -133,13 +133,20 @@ def test_the_rebuilt_model_computes_the_program(name: str) -> None:
 @pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
 def test_the_needed_edges_are_found_and_no_others(name: str, method: str) -> None:
     program = compiled(name)
-    discovery, held_out = pairs_of(name, program, 0), pairs_of(name, program, 1)
-    graph = attribute(program.model, discovery, Settings(method, steps=5))
+    graph = attribute(program.model, pairs_of(name, program, 0), Settings(method, steps=5))
     found = graph.keep(prune(graph.wiring, top(graph, len(TRUTH[name]))))
     assert edges_of(found) == TRUTH[name]
     rest = np.abs(graph.scores[graph.wiring.legal & ~found.mask])
     assert rest.max() < 1e-4 * np.abs(graph.scores[found.mask]).min()
-    result = evaluate(program.model, graph, found.mask, held_out, sets=5, members=30)
+
+
+@pytest.mark.parametrize("name", sorted(TRUTH))
+def test_the_circuit_does_all_of_the_work_and_no_edge_is_idle(name: str) -> None:
+    program = compiled(name)
+    held_out = pairs_of(name, program, 1)
+    graph = attribute(program.model, pairs_of(name, program, 0), Settings("eap-ig", steps=5))
+    found = graph.keep(top(graph, len(TRUTH[name])))
+    result = evaluate(program.model, graph, found.mask, held_out, sizes=[1, 9], sets=5, members=20)
     assert np.allclose(result.ndf.values, 1.0, atol=1e-4)
     assert result.faithfulness.value == pytest.approx(1.0, abs=1e-4)
     assert result.controls["random"].value < 0.5

@@ -50,12 +50,12 @@ def test_exactly_the_planted_edges_matter(planted: Lookup, change: str) -> None:
 
 @pytest.mark.parametrize("grouping", ["shared", "expanded"])
 def test_integrated_gradients_find_the_circuit_and_it_does_all_the_work(planted: Lookup, grouping: str) -> None:
-    parts = split(pairs_of(planted, 96), seed=1)
+    parts = split(pairs_of(planted, 56), seed=1)
     graph = attribute(planted.model, parts.discovery[0][:16], Settings("eap-ig", steps=20), grouping=grouping)
     size = len(planted.truth.edges)
     circuit = graph.keep(prune(graph.wiring, top(graph, size)))
     assert edges_of(circuit) == set(planted.truth.edges)
-    result = evaluate(planted.model, graph, circuit.mask, parts.held_out, sizes=[1, size, 60], sets=6, members=40)
+    result = evaluate(planted.model, graph, circuit.mask, parts.held_out, sizes=[1, size], sets=5, members=20)
     assert np.allclose(result.ndf.values, 1.0, atol=2e-3)
     assert result.faithfulness.value == pytest.approx(1.0, abs=2e-3)
     assert result.controls["random"].value < 0.5
