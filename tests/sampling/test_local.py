@@ -23,6 +23,7 @@ from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Add, AttentionMask, Edit, Mask, Model, Scale
 from cutaway.planted import reasoner
 from cutaway.sampling import LocalEngine, Request, Rollout, Settings
+from cutaway.sampling.local import LONGEST_REST, _by_trunk
 from cutaway.sampling.transform import token_probability
 
 VOCAB = 61
@@ -166,6 +167,33 @@ def test_a_trunk_grown_from_another_gives_the_same_rows(model):
         for seed, row in rows_of(grown, ask)[0].items():
             assert row.ids == rows_of(fresh, ask)[0][seed].ids
             assert row.logprobs == pytest.approx(teacher(model, prefix, row.ids), abs=1e-4)
+
+
+def test_unrelated_prompts_share_every_step(model):
+    """Forwards that read one token a row are as many as the longest answer, not as the prompts' answers together."""
+    prompts = [tuple(random.Random(k).choices(range(3, VOCAB), k=5 + k)) for k in range(9)]
+    prompts += [(*prompts[3], 8, 9), prompts[0][:3]]
+    widths: list[int] = []
+    handle = model.layout.decoder.register_forward_pre_hook(
+        lambda _module, _args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    settings = replace(GREEDY, max_tokens=6)
+    engine = LocalEngine(model, 16)
+    found = rows_of(engine, [Request(prompt, (0,), settings) for prompt in prompts])
+    handle.remove()
+    assert sum(width == 1 for width in widths) <= 6
+    for prompt, rows in zip(prompts, found, strict=True):
+        assert rows[0].ids == naive_greedy(model, prompt, 6)
+    assert engine.cost.prefilled <= sum(map(len, prompts))
+
+
+def test_a_prefix_far_from_the_text_or_filling_the_batch_has_a_text_of_its_own(llama):
+    far = tuple(random.Random(5).choices(range(3, VOCAB), k=LONGEST_REST + 4))
+    groups = _by_trunk([Request(TEXT, (0,), WARM), Request(far, (0,), WARM), Request(OTHER, (0,), WARM)], 4)
+    assert groups == [(far, [(1, len(far)), (0, 0), (2, 0)])]
+    many = Request(OTHER, tuple(range(4)), WARM)
+    assert [members for _, members in _by_trunk([Request(TEXT, (0,), WARM), many], 4)] == [[(0, 20)], [(1, 6)]]
+    assert len(_by_trunk([Request(far, (0,), WARM), Request(far[::-1], (0,), WARM)], 4)) == 2
 
 
 def edits_of(model: Model) -> dict[str, list[Edit]]:

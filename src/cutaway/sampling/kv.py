@@ -1,12 +1,14 @@
 """Keys and values for many rows that continue one text.
 
 A `Trunk` holds the text's keys and values once. Rows leave it at any token (a crop, which copies nothing) and keep
-only their own new tokens in `Tails`. One decode step attends over both: the trunk's part is a plain matrix product
+only what is their own in `Tails`: the rest of a prefix that is not on the trunk (`Rests` reads those in batches) and
+new tokens. One decode step attends over both: the trunk's part is a plain matrix product
 shared by all rows, so memory and time for the common text do not grow with the number of rows. The layout follows
 the idea of shared-prefix attention (Hydragen, arXiv 2402.05099); it runs through the attention interface of
 `transformers`, so any family that uses that interface works unchanged.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from cutaway.errors import CutawayError
 
 SHARED_PREFIX = "cutaway_shared_prefix"
 GROWTH = 64
+AHEAD = 1 << 28
+"""Bytes of keys and values that one forward over rests may fill, the trunk's part repeated for each."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,7 @@ def grow_trunk(hf: PreTrainedModel, ids: tuple[int, ...], known: Trunk | None) -
             tuple(v[:, :shared] for v in known.values),
             known.hidden[:shared],
         ), 0
-    cache = DynamicCache()
-    if known and shared:
-        for layer, (k, v) in enumerate(zip(known.keys, known.values, strict=True)):
-            cache.update(k[None, :, :shared], v[None, :, :shared], layer)
+    cache = _cropped(known, shared, 1) if known else DynamicCache()
     new = torch.tensor([ids[shared:]], device=hf.device)
     positions = torch.arange(shared, len(ids), device=hf.device)[None]
     hidden = hf.get_decoder()(
@@ -69,6 +70,17 @@ def grow_trunk(hf: PreTrainedModel, ids: tuple[int, ...], known: Trunk | None) -
         tuple(layer.values[0] for layer in layers),
         hidden,
     ), len(ids) - shared
+
+
+def _cropped(trunk: Trunk, tokens: int, rows: int) -> DynamicCache:
+    """A cache that holds the trunk's first tokens in each of ``rows`` rows."""
+    cache = DynamicCache()
+    if tokens:
+        for layer, (k, v) in enumerate(zip(trunk.keys, trunk.values, strict=True)):
+            cache.update(
+                k[None, :, :tokens].expand(rows, -1, -1, -1), v[None, :, :tokens].expand(rows, -1, -1, -1), layer
+            )
+    return cache
 
 
 def _longer(buffer: Float[Tensor, "slot head pos d_head"]) -> Float[Tensor, "slot head longer d_head"]:
@@ -105,6 +117,16 @@ class Tails(Cache):
         while self.view > self._buffers[0][0].shape[2]:
             self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
 
+    def load(self, slot: int, rest: "Rest") -> None:
+        """Start a row in ``slot`` behind ``rest``."""
+        n = rest.tokens
+        while n > self._buffers[0][0].shape[2]:
+            self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
+        for (keys, values), key, value in zip(self._buffers, rest.keys, rest.values, strict=True):
+            keys[slot, :, :n] = key
+            values[slot, :, :n] = value
+        self.lengths[slot] = n
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -135,6 +157,80 @@ class Tails(Cache):
             keys[target, :, :n] = keys[source, :, :n]
             values[target, :, :n] = values[source, :, :n]
         self.lengths[target] = n
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a prefix has beyond its trunk: keys and values of a few tokens, and the last one's hidden state."""
+
+    keys: tuple[Float[Tensor, "head pos d_head"], ...]
+    values: tuple[Float[Tensor, "head pos d_head"], ...]
+    hidden: Float[Tensor, " d_model"]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.keys[0].shape[1]
+
+
+Place = tuple[int, tuple[int, ...]]
+"""Where a row leaves the trunk, and by which tokens."""
+
+
+class Rests:
+    """Reads the rests of rows that will come, several in a forward, in the order in which they come."""
+
+    def __init__(self, hf: PreTrainedModel, trunk: Trunk, coming: Sequence[Place]) -> None:
+        self._hf, self._trunk = hf, trunk
+        self._uses = Counter(coming)
+        self._queue = list(dict.fromkeys(coming))
+        self._ready: dict[Place, Rest] = {}
+        width = sum(
+            k.shape[0] * k.shape[-1] + v.shape[0] * v.shape[-1] for k, v in zip(trunk.keys, trunk.values, strict=True)
+        )
+        self._room = AHEAD // max(1, width * trunk.hidden.dtype.itemsize)
+        """Tokens of keys and values that fit in a read."""
+
+    def take(self, place: Place) -> tuple[Rest, int]:
+        """Return a row's rest, forgotten after its last use, and how many tokens were read for it and those after."""
+        read = 0 if place in self._ready else self._read(place)
+        self._uses[place] -= 1
+        found = self._ready[place] if self._uses[place] else self._ready.pop(place)
+        return found, read
+
+    def _read(self, place: Place) -> int:
+        """Read ``place`` and what follows it in the queue from the same token of the trunk, as far as there is room."""
+        crop, start = place[0], self._queue.index(place)
+        batch = [place]
+        for other in self._queue[start + 1 :]:
+            longest = max(len(rest) for _, rest in (*batch, other))
+            if other[0] != crop or (len(batch) + 1) * (crop + longest) > self._room:
+                break
+            batch.append(other)
+        del self._queue[: start + len(batch)]
+        lengths = [len(rest) for _, rest in batch]
+        # Padded on the right: no real token sees what stands behind it, and distances stay what they are.
+        ids = torch.tensor([list(rest) + [0] * (max(lengths) - len(rest)) for _, rest in batch], device=self._hf.device)
+        cache = DynamicCache()
+        for layer, (k, v) in enumerate(zip(self._trunk.keys, self._trunk.values, strict=True)):
+            if crop:
+                cache.update(
+                    k[None, :, :crop].expand(len(batch), -1, -1, -1),
+                    v[None, :, :crop].expand(len(batch), -1, -1, -1),
+                    layer,
+                )
+        positions = torch.arange(crop, crop + max(lengths), device=self._hf.device)[None]
+        cache = _cropped(self._trunk, crop, len(batch))
+        hidden = self._hf.get_decoder()(
+            input_ids=ids, position_ids=positions.expand(len(batch), -1), past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        layers: Any = cache.layers
+        for row, (at, n) in enumerate(zip(batch, lengths, strict=True)):
+            own = slice(crop, crop + n)
+            keys = tuple(layer.keys[row, :, own].clone() for layer in layers)
+            values = tuple(layer.values[row, :, own].clone() for layer in layers)
+            self._ready[at] = Rest(keys, values, hidden[row, n - 1].clone())
+        return sum(lengths)
 
 
 def decode_mask(tails: Tails, window: int | None, dtype: torch.dtype) -> Float[Tensor, "batch 1 1 key"]:
@@ -170,9 +266,10 @@ def shared_prefix_attention(
     trunk_v = shared_prefix.trunk.values[layer][:, :width]
     batch, heads, _, d_head = query.shape
     kv_heads = key.shape[1]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, d_head)
+    group = heads // kv_heads
+    grouped = query.reshape(batch, kv_heads, group, d_head)
     by_head = grouped.transpose(0, 1).reshape(kv_heads, -1, d_head)
-    on_trunk = torch.bmm(by_head, trunk_k.transpose(1, 2)).view(kv_heads, batch, -1, width).transpose(0, 1)
+    on_trunk = torch.bmm(by_head, trunk_k.transpose(1, 2)).view(kv_heads, batch, group, width).transpose(0, 1)
     scores = torch.cat([on_trunk, grouped @ key.transpose(-1, -2)], dim=-1)
     scores = scores * (d_head**-0.5 if scaling is None else scaling)
     if softcap is not None:
@@ -180,9 +277,9 @@ def shared_prefix_attention(
     if attention_mask.shape[1] == 1:
         scores = scores + attention_mask
     else:  # a per-head mask, as edits of attention make it
-        scores = scores + attention_mask.view(batch, kv_heads, -1, attention_mask.shape[-1])
+        scores = scores + attention_mask.view(batch, kv_heads, group, -1)
     pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, -1, width), trunk_v)
+    from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, batch * group, width), trunk_v)
     out = from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
     return out.reshape(batch, 1, heads, -1), None
 

@@ -1,7 +1,8 @@
 """The local engine: rollouts from a Hugging Face model in this process.
 
 One text's keys and values are computed once (`kv.Trunk`); every request whose prefix is part of that text starts
-from a crop of it. Rows of all requests share a batch; a row that finishes leaves, and the next one takes its slot.
+from a crop of it, and one that leaves the text soon before its end reads only the rest. Rows of all requests share a
+batch; a row that finishes leaves, and the next one takes its slot.
 Each row draws from its own generator, so its tokens do not depend on the batch (up to the rounding of the
 processor's matrix products, which differs between batch sizes by about 1e-6 in fp32).
 """
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError, UsageError
-from cutaway.sampling.kv import SHARED_PREFIX, Tails, Trunk, common_length, decode_mask, grow_trunk
+from cutaway.sampling.kv import SHARED_PREFIX, Rests, Tails, Trunk, common_length, decode_mask, grow_trunk
 from cutaway.sampling.transform import draw, token_probability
 from cutaway.sampling.types import Cost, Finish, Request, Rollout, Settings
 
 if TYPE_CHECKING:
     from cutaway.model import Edit, Model
 
+LONGEST_REST = 256
+"""Tokens that a prefix may have beyond a trunk and still share its batch: each of its rows keeps them for itself."""
 NUCLEUS_EDGE = 0.01
 """How far beyond top_p a row may look whose every token was banned; bf16 rounds probabilities by less."""
 
@@ -32,6 +35,9 @@ class _Row:
     request: int
     seed: int
     prefix_length: int
+    """Tokens that lie on the trunk."""
+    rest: tuple[int, ...]
+    """Tokens of the prefix beyond them."""
     settings: Settings
     banned: int
     generator: np.random.Generator
@@ -72,18 +78,19 @@ class LocalEngine:
         if edits:
             self._known = None  # an edit must meet a forward pass, also where the last call left the same prefix
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
-            for ids, members in _by_trunk(requests):
+            for ids, members in _by_trunk(requests, self.batch_size):
                 trunk = self._trunk(ids, tuple(edit.digest for edit in edits))
                 rows = [
                     _Row(
                         request=i,
                         seed=seed,
-                        prefix_length=len(requests[i].prefix),
+                        prefix_length=shared,
+                        rest=tuple(requests[i].prefix[shared:]),
                         settings=requests[i].settings,
                         banned=-1 if requests[i].ban_first is None else int(requests[i].ban_first or 0),
                         generator=np.random.Generator(np.random.Philox(key=seed)),
                     )
-                    for i in members
+                    for i, shared in members
                     for seed in requests[i].seeds
                 ]
                 yield from self._decode(trunk, rows)
@@ -144,23 +151,24 @@ class LocalEngine:
         # Longest prefix first: neighbours in time then attend over nearly the same part of the trunk.
         waiting.sort(key=lambda row: row.prefix_length)
         tails = Tails(trunk, min(self.batch_size, len(waiting)))
+        rests = Rests(self._hf, trunk, [(row.prefix_length, row.rest) for row in reversed(waiting) if row.rest])
         active: list[_Row] = []
         while waiting or active:
-            for row, finish in self._advance(tails, active, waiting):
+            for row, finish in self._advance(tails, rests, active, waiting):
                 self.cost += Cost(decoded=len(row.ids))
                 yield row.request, Rollout(row.seed, tuple(row.ids), tuple(row.logprobs), finish)
 
     @torch.inference_mode()
-    def _advance(self, tails: Tails, active: list[_Row], waiting: list[_Row]) -> list[tuple[_Row, Finish]]:
+    def _advance(
+        self, tails: Tails, rests: Rests, active: list[_Row], waiting: list[_Row]
+    ) -> list[tuple[_Row, Finish]]:
         """One more token for every active row; admit waiting rows to free slots; return the rows that finished."""
         if active:
             self._append(active, self._step(tails, active))
         fresh = [waiting.pop() for _ in range(min(tails.slots - len(active), len(waiting)))]
         if fresh:
-            tails.lengths[len(active) : len(active) + len(fresh)] = 0
-            at = torch.tensor([row.prefix_length - 1 for row in fresh], device=tails.lengths.device)
-            self._append(fresh, self._logits(tails.trunk.hidden[at]))
-            self.cost += Cost(reused=sum(row.prefix_length for row in fresh))
+            hidden = [self._admit(tails, rests, len(active) + place, row) for place, row in enumerate(fresh)]
+            self._append(fresh, self._logits(torch.stack(hidden)))
             active += fresh
         done = []
         for slot in reversed(range(len(active))):
@@ -172,6 +180,17 @@ class LocalEngine:
                     active[slot] = last
                     tails.move(len(active), slot)
         return done
+
+    def _admit(self, tails: Tails, rests: Rests, slot: int, row: _Row) -> Tensor:
+        """Seat a row; return the hidden state [d_model] behind its prefix."""
+        if not row.rest:
+            tails.lengths[slot] = 0
+            self.cost += Cost(reused=row.prefix_length)
+            return tails.trunk.hidden[row.prefix_length - 1]
+        rest, read = rests.take((row.prefix_length, row.rest))
+        tails.load(slot, rest)
+        self.cost += Cost(prefilled=read, reused=row.prefix_length)
+        return rest.hidden
 
     def _step(self, tails: Tails, rows: list[_Row]) -> Tensor:
         """Logits [row, vocab] after reading each row's newest token."""
@@ -252,14 +271,19 @@ def _check_edit(edit: "Edit") -> None:
         raise UsageError(f"{edit!r}: the logits cannot be edited at single positions while sampling; leave them out")
 
 
-def _by_trunk(requests: Sequence[Request]) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Group requests whose prefixes lie on one text: ``(longest prefix, request indices)`` a group."""
-    groups: list[tuple[tuple[int, ...], list[int]]] = []
+def _by_trunk(requests: Sequence[Request], batch_size: int) -> list[tuple[tuple[int, ...], list[tuple[int, int]]]]:
+    """Group requests: ``(text, [(request index, tokens of its prefix on the text)])`` a group.
+
+    A prefix off every text joins the one it follows longest, if it leaves few tokens and cannot fill a batch alone.
+    """
+    groups: list[tuple[tuple[int, ...], list[tuple[int, int]]]] = []
     for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].prefix)):
-        prefix = requests[i].prefix
-        home = next((members for ids, members in groups if ids[: len(prefix)] == prefix), None)
-        if home is None:
-            groups.append((prefix, [i]))
+        prefix = tuple(requests[i].prefix)
+        shared = [common_length(ids, prefix) for ids, _ in groups]
+        best = max(range(len(groups)), key=lambda group: shared[group], default=None)
+        alone = len(requests[i].seeds) >= batch_size
+        if best is None or len(prefix) - shared[best] > (0 if alone else LONGEST_REST):
+            groups.append((prefix, [(i, len(prefix))]))
         else:
-            home.append(i)
+            groups[best][1].append((i, shared[best]))
     return groups

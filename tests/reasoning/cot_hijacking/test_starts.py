@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from asked import LONG, ask, goals, planted
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny
 
-from cutaway.errors import UsageError
 from cutaway.model import AttentionMask, Scale
-from cutaway.planted.dilution import dilution
-from cutaway.reasoning.answers import short_answers
-from cutaway.reasoning.cot_hijacking.factorial import Cell
-from cutaway.reasoning.cot_hijacking.method import prompts_for
-from cutaway.reasoning.rollouts import draw_rollouts
 from cutaway.reasoning.starts import LONGEST_REST, batches, by_start, continued, last_logits, read_start
-from cutaway.sampling import LocalEngine, Settings
 
 IDS = torch.randint(3, 61, (4, 22), generator=torch.Generator().manual_seed(1))
 IDS[:, :13] = IDS[0, :13]
@@ -71,37 +63,3 @@ def test_prompts_that_share_little_stay_apart() -> None:
     far = [[1, *[k] * LONGEST_REST, 2] for k in (3, 3, 4)]
     far[1][-2] = 9
     assert [members for _, members in by_start(far)] == [[0, 1], [2]]
-
-
-@pytest.mark.parametrize("settings", [Settings(1.0, 0.9, 0, 3), Settings(0.0, 1.0, 0, 4)])
-def test_answers_are_the_draws_of_the_engine(settings: Settings) -> None:
-    each = dilution("length", spread=0.3, seed=1)
-    asked = [
-        prompt.ids
-        for tokens, kind in ((245, "puzzle"), (0, "puzzle"), (245, "random"))
-        for prompt in prompts_for(
-            each.model, goals(each), Cell(tokens, kind), harmful=True, family="ledger", cue="", seed=0
-        )
-    ]
-    n = 5 if settings.temperature else 1
-    found, cost = short_answers(each.model, asked, n, settings, seed=3)
-    drawn = draw_rollouts(LocalEngine(each.model), asked, n, settings, seed=3)
-    for mine, theirs in zip(found, drawn, strict=True):
-        for answer, rollout in zip(mine, theirs, strict=True):
-            ended = rollout.ids[-1] in each.model.eos_ids
-            assert answer.ids == (rollout.ids[:-1] if ended else rollout.ids)
-            assert answer.finish == rollout.finish
-    assert len({answer.ids for answers in found for answer in answers}) == 2
-    assert cost.decoded == sum(len(r.ids) for rollouts in drawn for r in rollouts)
-
-
-def test_answers_refuse_what_cannot_run() -> None:
-    each = planted()
-    rows = [prompt.ids for prompt in ask(each, LONG)[:2]]
-    with pytest.raises(UsageError, match="nothing to resample"):
-        short_answers(each.model, rows, 2, Settings(0.0, 1.0, 0, 4))
-    with pytest.raises(UsageError, match="leave stop out"):
-        short_answers(each.model, rows, 1, Settings(1.0, 1.0, 0, 4, ("x",)))
-    with pytest.raises(UsageError, match="the context of"):
-        short_answers(each.model, rows, 1, Settings(1.0, 1.0, 0, each.model.n_ctx))
-    assert short_answers(each.model, [], 1, Settings(1.0, 1.0, 0, 4))[0] == []

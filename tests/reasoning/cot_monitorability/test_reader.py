@@ -11,10 +11,9 @@ from cutaway.errors import UsageError
 from cutaway.model import Model, catalogue, load_model
 from cutaway.planted.build import word_tokenizer
 from cutaway.planted.reasoner import reasoner
-from cutaway.reasoning.answers import Answer
 from cutaway.reasoning.cot_monitorability import reader as reader_module
 from cutaway.reasoning.cot_monitorability.reader import MATCH, match_scores, understood
-from cutaway.sampling import Cost
+from cutaway.sampling import Rollout
 
 TEXTS = (" dogs run far", " rain is wet", " tea keeps warm", " maps fold flat")
 
@@ -42,7 +41,8 @@ def test_right_words_of_its_own_count_and_copies_do_not(reader: Model, monkeypat
     written = ["hounds go a long way", "rain is wet", "", "charts lie even"]
     picks = {written[0]: 0, written[1]: 0, "": 0, written[3]: 1}
     ids = [tuple(reader.encode(text)) for text in written]
-    monkeypatch.setattr(reader_module, "short_answers", lambda *_: ([[Answer(i, "stop")] for i in ids], Cost()))
+    answers = [[Rollout(0, i, (0.0,) * len(i), "length")] for i in ids]
+    monkeypatch.setattr(reader_module, "draw_rollouts", lambda *_: answers)
     monkeypatch.setattr(reader_module, "match_scores", lambda _m, text, given: np.eye(len(given))[picks[text]])
     found = understood(reader, TEXTS)
     assert (found.share.value, found.recognised.value, found.copied.value) == (0.25, 0.5, 0.25)

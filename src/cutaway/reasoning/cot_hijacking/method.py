@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from cutaway.grading.refusal import ANSWERED, Outcome, grade_refusal, opens_with_refusal
 from cutaway.model import Model
-from cutaway.reasoning.answers import short_answers
 from cutaway.reasoning.cot_hijacking.data import Goal
 from cutaway.reasoning.cot_hijacking.direction import (
     DirectionTest,
@@ -37,8 +36,8 @@ from cutaway.reasoning.cot_hijacking.heads import GiveBack, HeadScan, HeadTest, 
 from cutaway.reasoning.cot_hijacking.length import Prompt, Relevance, make_preamble, make_prompt, over_context
 from cutaway.reasoning.cot_hijacking.rates import kappa
 from cutaway.reasoning.cot_hijacking.reading import Readout
-from cutaway.reasoning.rollouts import Report
-from cutaway.sampling import Cost, Settings
+from cutaway.reasoning.rollouts import Report, draw_rollouts
+from cutaway.sampling import Cost, LocalEngine, Settings
 from cutaway.stats import Interval, paired_difference
 
 Judge = Callable[[str, str], Outcome]
@@ -263,10 +262,11 @@ def _graded(
             trials += [Trial(each[0], cell, "over-context", None, each[1])] * runs
         else:
             able.append(each)
-    found, cost = short_answers(model, [prompt.ids for *_, prompt in able], runs, settings, seed=seed)
+    engine = LocalEngine(model)
+    found = draw_rollouts(engine, [prompt.ids for *_, prompt in able], runs, settings, seed=seed)
     for (goal, harmful, _), answers in zip(able, found, strict=True):
         for answer in answers:
-            text = model.decode(answer.ids)
+            text = model.decode([token for token in answer.ids if token not in model.eos_ids])
             first, second = (judge(text, answer.finish) for judge in judges)
             trials.append(Trial(goal, cell, first, second, harmful))
-    return trials, cost
+    return trials, engine.cost

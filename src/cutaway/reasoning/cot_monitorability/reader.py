@@ -18,8 +18,8 @@ import torch
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.reasoning.answers import short_answers
-from cutaway.sampling import Settings
+from cutaway.reasoning.rollouts import draw_rollouts
+from cutaway.sampling import LocalEngine, Settings
 from cutaway.stats import Interval, wilson
 
 ASK = "Say the following in other words, in one short sentence.\n\n"
@@ -55,8 +55,9 @@ def understood(reader: Model, sentences: Sequence[str], *, choices: int = 4, see
             f"{len(texts)} different sentences for choices={choices}: 2 choices or more, and as many texts"
         )
     prompts = [reader.chat_ids(ASK + text) for text in texts]
-    answers, _ = short_answers(reader, prompts, 1, Settings(0.0, 1.0, 0, LONGEST))
-    written = [reader.decode(answer.ids).strip() for (answer,) in answers]
+    answers = draw_rollouts(LocalEngine(reader), prompts, 1, Settings(0.0, 1.0, 0, LONGEST))
+    ends = reader.eos_ids
+    written = [reader.decode([token for token in answer.ids if token not in ends]).strip() for (answer,) in answers]
     rng = np.random.default_rng(seed)
     right, copied = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=bool)
     for i, (text, words) in enumerate(zip(texts, written, strict=True)):
