@@ -1,0 +1,47 @@
+"""A tiny random model that reads ASCII text, one token a character, with a start token where asked for."""
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import LlamaConfig
+
+from cutaway.model import Model
+from cutaway.planted.build import quiet_llama, word_tokenizer
+
+
+def reader(seed: int = 0, *, layers: int = 3, d_model: int = 16, start: bool = False, n_ctx: int = 128) -> Model:
+    tokenizer = word_tokenizer((" the", " a", "the"))
+    if start:
+        tokenizer.add_special_tokens({"bos_token": "<eos>"})
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+        )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=n_ctx,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    hf = quiet_llama(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(hf.named_parameters()):
+            if "norm" not in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return Model(hf, tokenizer, f"reader-{seed}")
+
+
+@pytest.fixture
+def model() -> Model:
+    return reader()
+
+
+@pytest.fixture
+def started() -> Model:
+    return reader(start=True)
