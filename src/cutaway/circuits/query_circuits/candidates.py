@@ -28,7 +28,7 @@ WAYS: Mapping[str, str] = {
 }
 """How candidates are made. ``single`` is candidate 0 of every best-of-N way but ``random``."""
 
-Sets = Bool[np.ndarray, "candidate size writer reader"]
+Sets = Bool[np.ndarray, "set size writer reader"]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def default_folder() -> Path:
 def read_questions(subject: str | Path) -> list[Question]:
     """Read questions: a subject of the source tree (``astronomy``) or a JSON-lines file.
 
-    UsageError for an unknown subject, a missing column, or an answer that is no letter.
+    UsageError for an unknown subject, a line that is not JSON, a missing column, or an answer that is no letter.
     """
     path = Path(subject)
     if path.suffix != ".jsonl":
@@ -64,8 +64,12 @@ def read_questions(subject: str | Path) -> list[Question]:
     if not path.is_file():
         raise UsageError(f"{path.name}: no such file; give JSON lines with question, A, B, C, D and answer")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
+    # Not splitlines: questions contain other characters that Python takes for ends of lines.
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path.name}, line {number}: not JSON ({error.msg})") from None
         if missing := {"question", "answer", *LETTERS} - row.keys():
             raise UsageError(f"{path.name}, line {number}: {sorted(missing)[0]!r} is missing")
         if row["answer"] not in LETTERS:
@@ -143,11 +147,12 @@ def choice_pair(model: Model, question: Question, stem: str, neutral: str = NEUT
 
 
 def _ends(text: str) -> Iterator[str]:
-    """Yield the last words of ``text``, ever more of them."""
+    """Yield the last words of ``text``, ever more of them; each also without a stop behind its first word."""
     words = text.split()
     for start in range(len(words) - 1, -1, -1):
-        end = " ".join(words[start:])
-        yield end[0].upper() + end[1:]
+        first, rest = words[start].capitalize(), words[start + 1 :]
+        yield " ".join([first.rstrip(",.?"), *rest])
+        yield " ".join([first, *rest])
 
 
 def _others(model: Model, question: Question, n: int) -> Iterator[Pair]:

@@ -43,6 +43,7 @@ ARITHMETIC_FRAMES = (
     "Math homework: {expression}=",
     "Here is a simple calculation: {expression}=",
 )
+_TRIES = 300
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ def indirect_objects(model: Model, n: int, *, wordings: int = 9, seed: int = 0) 
     """
     _check_counts(n, wordings)
     rng = np.random.default_rng(seed)
-    words = {
-        what: _single(model, list_, what) for what, list_ in (("name", NAMES), ("place", PLACES), ("thing", THINGS))
-    }
+    lists = {"name": NAMES, "place": PLACES, "thing": THINGS}
+    words = {what: _single(model, text.split(), what) for what, text in lists.items()}
     items: dict[str, Query] = {}
     while len(items) < n:
         frame, receiver_first = FRAMES[len(items) % len(FRAMES)], bool(len(items) // len(FRAMES) % 2)
@@ -151,6 +151,8 @@ def arithmetic(
     while len(items) < n:
         numbers = _numbers(total, operands, operation, rng)
         first, second = (_like(numbers, total, rng) for _ in range(2))
+        if first is None or second is None:
+            continue
         query = _sum_pair(model, ARITHMETIC_FRAMES[0], sign, total, numbers, first)
         again = _sum_pair(model, ARITHMETIC_FRAMES[0], sign, total, numbers, second)
         others = _orders(model, sign, total, numbers, first, wordings + 1, rng)
@@ -175,13 +177,19 @@ def _numbers(
             return numbers
 
 
-def _like(numbers: tuple[int, ...], total: Callable[[Sequence[int]], int], rng: np.random.Generator) -> tuple[int, ...]:
-    """Return other numbers of as many digits each, with another result of three digits starting with another digit."""
+def _like(
+    numbers: tuple[int, ...], total: Callable[[Sequence[int]], int], rng: np.random.Generator
+) -> tuple[int, ...] | None:
+    """Return other numbers of as many digits each, whose result of three digits starts with another digit.
+
+    None where chance finds none: no two numbers of two digits and one have a sum of 200.
+    """
     lows = [10 ** (len(str(x)) - 1) for x in numbers]
-    while True:
+    for _ in range(_TRIES):
         other = tuple(int(rng.integers(low, 10 * low)) for low in lows)
         if 100 <= total(other) <= 999 and str(total(other))[0] != str(total(numbers))[0]:
             return other
+    return None
 
 
 def _orders(

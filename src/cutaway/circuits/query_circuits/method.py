@@ -167,7 +167,9 @@ def _pruned(wiring: Wiring, masks: Sets | Masks) -> np.ndarray:
     return np.stack([prune(wiring, mask) for mask in flat]).reshape(masks.shape)
 
 
-def _between(wiring: Wiring, winners: Masks, search: Search, graph: CircuitGraph) -> dict[str, Masks]:
+def _between(
+    wiring: Wiring, winners: Bool[np.ndarray, "size writer reader"], search: Search, graph: CircuitGraph
+) -> dict[str, Masks]:
     """Return circuits halfway between sizes: the query's own, by the tiers of all sizes, by those of two neighbours."""
     if not search.between:
         return {}

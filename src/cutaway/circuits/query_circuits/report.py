@@ -55,7 +55,8 @@ def findings(found: QueryCircuits, queries: Queries, wrong: int) -> tuple[Findin
 def _finding(name: str, found: Interval, *, unit: str = "", control: Finding | None = None) -> Finding:
     if np.isnan(found.value):
         return Finding(name, None, undefined="no query has an NDF here", control=control)
-    return Finding(name, found.value, found.low, found.high, n=found.n, unit=unit, control=control)
+    low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
+    return Finding(name, found.value, low, high, n=found.n, unit=unit, control=control)
 
 
 def _area(found: QueryCircuits, way: str, where: str) -> Finding:
