@@ -29,10 +29,11 @@ setup: $(READY)  ## create or update .venv
 demo: $(READY)  ## explain one answer of a small model that ships with the set-up; writes report.html
 	@$(BIN)/cutaway explain "$$DEMO_PROMPT" --model "$(DEMO_MODEL)" --report "$(DEMO_REPORT)" $(DEMO_ARGS)
 
-# The tests run even when lint fails, so that one run tells everything.
+# The tests run even when lint fails, so that one run tells everything. One worker a core, each with one thread.
+WORKERS ?= -n auto --maxprocesses 8 --dist loadfile
 test: $(READY)  ## lint, then every test but the slow ones
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" || status=1; exit $$status
+	OMP_NUM_THREADS=1 $(PYTEST) $(WORKERS) -m "not slow" || status=1; exit $$status
 
 test-slow: $(READY)  ## the tests on real models
 	@$(PYTEST) -m slow

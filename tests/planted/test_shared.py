@@ -17,9 +17,11 @@ from cutaway.planted import (
     echo,
     induction,
     linear_direction,
+    lookup,
     null_model,
     reasoner,
     receiver,
+    sequence,
 )
 
 BUILD = {
@@ -34,6 +36,8 @@ BUILD = {
     "cue": lambda: (cue_model(0.6, 0.5).model, cue_model(0.6, 0.5).prompt(0, 1)),
     "dilution": lambda: (dilution().model, dilution().requests(forbidden=True)[0]),
     "echo": lambda: (echo().model, echo().model.decode(range(4, 12))),
+    "lookup": lambda: (lookup().model, lookup().model.decode(lookup().rows(1)[0].clean)),
+    "sequence": lambda: (sequence().model, " December November October September"),
     "receiver": lambda: (receiver().model, receiver().model.decode(receiver().trace(0).ids)),
 }
 TURNS = ("planted-dilution", "planted-echo")

@@ -14,6 +14,9 @@ edited like any other.
     cue_model         follows a hint and says so at known rates (monitorability); `Policy` is the same as a script
     dilution          a refusal check whose attention thins out with length, or does not (hijacking)
     echo              copies the style of its last answer with known probability (carry-over, geometry)
+    lookup            answers by a circuit of nine known edges beside loud decoys (circuits)
+    sequence          continues sequences by known heads, which two of three tasks share (sequence continuation)
+    adder             adds digits by the published one-layer algorithm, its roles at known heads (arithmetic)
 
 ``reasoner`` has its own nulls: ``null=True`` (nothing before the digit matters) and ``no_effect=True``
 (nothing matters at all).
@@ -33,7 +36,9 @@ To add the planted model of another method, write one module here with
 Random-looking weights come from a local generator; building a model leaves the global random state alone.
 """
 
+from cutaway.planted.adder import Adder, AdderTruth, adder
 from cutaway.planted.branches import Branches, branches
+from cutaway.planted.circuits import CircuitTruth, Lookup, lookup
 from cutaway.planted.dilution import Dilution, DilutionTruth, dilution
 from cutaway.planted.direction import DirectionTruth, LinearDirection, linear_direction
 from cutaway.planted.echo import Echo, EchoTruth, echo
@@ -43,10 +48,14 @@ from cutaway.planted.policy import CueModel, Policy, PolicyTruth, cue_model
 from cutaway.planted.process import EXACT
 from cutaway.planted.reasoner import Reasoner, ReasonerTruth, reasoner
 from cutaway.planted.receiver import Receiver, ReceiverTruth, receiver
+from cutaway.planted.sequence import Sequence, SequenceTruth, sequence
 
 __all__ = [
     "EXACT",
+    "Adder",
+    "AdderTruth",
     "Branches",
+    "CircuitTruth",
     "CueModel",
     "Dilution",
     "DilutionTruth",
@@ -56,6 +65,7 @@ __all__ = [
     "Induction",
     "InductionTruth",
     "LinearDirection",
+    "Lookup",
     "NullModel",
     "NullTruth",
     "Policy",
@@ -64,13 +74,18 @@ __all__ = [
     "ReasonerTruth",
     "Receiver",
     "ReceiverTruth",
+    "Sequence",
+    "SequenceTruth",
+    "adder",
     "branches",
     "cue_model",
     "dilution",
     "echo",
     "induction",
     "linear_direction",
+    "lookup",
     "null_model",
     "reasoner",
     "receiver",
+    "sequence",
 ]
