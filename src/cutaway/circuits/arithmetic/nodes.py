@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from cutaway.circuits.arithmetic.format import Format
 from cutaway.circuits.arithmetic.models import ROWS, answer_logits, rows, token_loss
@@ -65,12 +67,18 @@ def residuals(form: Format) -> tuple[Node, ...]:
     return tuple(Node(position) for position in range(form.n_ctx))
 
 
+KEPT = {"z": "z", "k": "k", "v": "v", "mlp": "mlp_out", "mid": "resid_mid", "post": "resid_post"}
+"""Field of a record to the kind of site that it keeps."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What one forward over a set left behind; lists are by layer."""
 
     ids: Int[Tensor, "question pos"]
     z: list[Float[Tensor, "question pos head d_head"]]
+    k: list[Float[Tensor, "question pos head d_head"]]
+    v: list[Float[Tensor, "question pos head d_head"]]
     mlp: list[Float[Tensor, "question pos d_model"]]
     mid: list[Float[Tensor, "question pos d_model"]]
     post: list[Float[Tensor, "question pos d_model"]]
@@ -83,12 +91,12 @@ class Record:
 
     def mean(self) -> "Record":
         """Means over the questions, one row: each layer's own."""
-        parts = {name: [x.mean(0, keepdim=True) for x in getattr(self, name)] for name in ("z", "mlp", "mid", "post")}
+        parts = {name: [x.mean(0, keepdim=True) for x in getattr(self, name)] for name in KEPT}
         return Record(self.ids[:1], **parts)
 
     def zero(self) -> "Record":
         """Zeros in the place of the means."""
-        parts = {name: [x[:1] * 0 for x in getattr(self, name)] for name in ("z", "mlp", "mid", "post")}
+        parts = {name: [x[:1] * 0 for x in getattr(self, name)] for name in KEPT}
         return Record(self.ids[:1], **parts)
 
 
@@ -96,10 +104,9 @@ class Record:
 def record(model: Model, questions: Questions) -> Record:
     """Run the questions once and keep every head's and MLP's output and the stream between them."""
     ids = rows(model, questions)
-    kinds = ("z", "mlp_out", "resid_mid", "resid_post")
-    found = model.capture(as_batch(ids), [f"{kind}.*" for kind in kinds], special=True)
-    z, mlp, mid, post = ([found[f"{kind}.{layer}"] for layer in range(model.n_layers)] for kind in kinds)
-    return Record(ids, z, mlp, mid, post)
+    found = model.capture(as_batch(ids), [f"{kind}.*" for kind in KEPT.values()], special=True)
+    layers = range(model.n_layers)
+    return Record(ids, **{name: [found[f"{kind}.{layer}"] for layer in layers] for name, kind in KEPT.items()})
 
 
 def as_batch(ids: Int[Tensor, "question pos"]) -> Batch:
@@ -136,7 +143,7 @@ def answers_with(model: Model, form: Format, clean: Record, groups: Sequence[Gro
     predicted = base.argmax(-1).repeat(len(groups), 1, 1)
     for layer in range(-1, model.n_layers):
         members = [i for i, group in enumerate(groups) if (-1 if group[0].layer is None else group[0].layer) == layer]
-        for part in _batches(members, len(targets)):
+        for part in _batches(groups, members, len(targets)):
             chosen = [groups[i] for i in part]
             for token, place, logits in _logits(model, form, clean, chosen, values, layer):
                 at = part[place] if isinstance(place, int) else torch.tensor(part)
@@ -156,10 +163,12 @@ def answer_logits_from(model: Model, form: Format, clean: Record) -> Float[Tenso
     return logits
 
 
-def _batches(members: list[int], n: int) -> Iterator[list[int]]:
+def _batches(groups: Sequence[Group], members: list[int], n: int) -> Iterator[list[int]]:
+    """Groups of one position together, as many as a forward takes."""
     size = max(1, 2 * ROWS // max(n, 1))
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
+    for _, run in groupby(members, lambda i: groups[i][0].position):
+        own = list(run)
+        yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
 def _logits(
@@ -172,7 +181,8 @@ def _logits(
         return
     changed = [_new_post(model, clean, group, values, layer) for group in groups]
     if layer + 1 < model.n_layers:
-        yield slice(None), slice(None), _above(model, form, clean, groups, changed, layer)
+        token, logits = _above(model, form, clean, groups, changed, layer)
+        yield token, slice(None), logits
         return
     head, norm = model.hf.lm_head, model.hf.transformer.ln_f
     for place, (group, post) in enumerate(zip(groups, changed, strict=True)):
@@ -180,8 +190,8 @@ def _logits(
         if position is None:
             yield slice(None), place, head(norm(post[:, form.equals : form.equals + form.n_answer]))
         elif position in form.predicting:
-            token = position - form.equals
-            yield slice(token, token + 1), place, head(norm(post))[:, None]
+            at = position - form.equals
+            yield slice(at, at + 1), place, head(norm(post))[:, None]
 
 
 def _new_post(model: Model, clean: Record, group: Group, values: Values, layer: int) -> Tensor:
@@ -202,18 +212,48 @@ def _new_post(model: Model, clean: Record, group: Group, values: Values, layer: 
     return mid + (block.mlp(block.ln_2(mid)) if new_mlp is None else new_mlp)
 
 
-def _above(model: Model, form: Format, clean: Record, groups: list[Group], changed: list[Tensor], layer: int) -> Tensor:
-    """Run the layers above on every group's stream, stacked."""
-    stream = clean.post[layer].repeat(len(groups), 1, 1, 1)
+def _above(
+    model: Model, form: Format, clean: Record, groups: list[Group], changed: list[Tensor], layer: int
+) -> tuple[slice, Tensor]:
+    """Run the layers above on every group's stream, from the groups' one position on.
+
+    What lies to the left is unchanged, so its keys and values are those of the clean run. The last layer is run
+    only where answer tokens are predicted.
+    """
+    start, end, n = groups[0][0].position or 0, form.n_ctx - 1, len(groups)
+    stream = clean.post[layer][:, start:end].repeat(n, 1, 1, 1)
     for place, (group, post) in enumerate(zip(groups, changed, strict=True)):
-        at = slice(None) if group[0].position is None else group[0].position
-        stream[place, :, at] = post
-    flat, ids = stream.flatten(0, 1), clean.ids.repeat(len(groups), 1)
-    found = []
-    for part, own in zip(flat.split(2 * ROWS), ids.split(2 * ROWS), strict=True):
-        with model.started(layer + 1, part):
-            found.append(answer_logits(model.hf, own, form))
-    return torch.cat(found).unflatten(0, (len(groups), len(clean.ids)))
+        if group[0].position is None:
+            stream[place] = post[:, :end]
+        elif start < end:
+            stream[place, :, 0] = post
+    stream, first = stream.flatten(0, 1), start
+    for above in range(layer + 1, model.n_layers):
+        if above == model.n_layers - 1:
+            first = max(start, form.equals)
+        stream = _block(model, clean, above, stream, start, first, n)
+    logits = model.hf.lm_head(model.hf.transformer.ln_f(stream)).unflatten(0, (n, len(clean.ids)))
+    return slice(max(0, first - form.equals), None), logits
+
+
+def _block(model: Model, clean: Record, layer: int, stream: Tensor, start: int, first: int, n: int) -> Tensor:
+    """One block on positions ``start`` on; the output begins at position ``first``."""
+    block = model.hf.transformer.h[layer]
+    q, k, v = block.attn.c_attn(block.ln_1(stream)).split(model.d_model, dim=-1)
+    heads = (model.n_heads, model.d_head)
+    stream = stream[:, first - start :]
+    q = q[:, first - start :].unflatten(-1, heads).transpose(1, 2)
+    before = (clean.k[layer][:, :start].repeat(n, 1, 1, 1), clean.v[layer][:, :start].repeat(n, 1, 1, 1))
+    k, v = (
+        torch.cat([old, new.unflatten(-1, heads)], dim=1).transpose(1, 2)
+        for old, new in zip(before, (k, v), strict=True)
+    )
+    at = torch.arange(k.shape[2], device=k.device)
+    seen = at[None, :] <= at[first:, None]
+    z = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+    mid = stream + block.attn.c_proj(z)
+    out: Tensor = mid + block.mlp(block.ln_2(mid))
+    return out
 
 
 def _without_position(model: Model, form: Format, clean: Record, group: Group, values: Values) -> Tensor:

@@ -85,7 +85,9 @@ class Recipe:
         if not self.insert:
             return None
         if self.name == "small-mixed":
-            return PRESETS["small-2-layers"]
+            small = PRESETS["small-2-layers"]
+            shorter = min(self.steps, small.steps)
+            return replace(small, steps=shorter, warmup=min(small.warmup, shorter))
         steps = {5: 15_000, 6: 15_000, 10: 40_000}.get(self.digits, 45_000 if self.digits < 10 else 50_000)
         plain = replace(self, operation="add", insert=0, grokfast=False, layers=min(2, self.layers))
         steps = min(steps, self.steps)

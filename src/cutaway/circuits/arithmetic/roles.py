@@ -6,14 +6,15 @@
    comes at least `NEED` of the time and both controls are beaten.
 3. Controls: what another pair's store would predict (shuffled; paired test), and another useful node patched on the
    same pairs (random node; Fisher's test). p-values are Holm-corrected over all tests made.
-4. Heads that fail alone are tried in pairs of one layer and position: a job may be split between them.
+4. Heads that fail alone are tried in pairs, then threes, of one layer and position: a job may be shared. A three
+   in a model of three heads is the layer's whole attention there: true, and less specific.
 5. A three-way pass makes the two-way tag of the same column and digit redundant; it is dropped.
 
 Strength: ``strong`` passes against another background, ``shared`` only where the questions differ in this column
 alone (the node carries more), ``weak`` changes the right tokens but not to the predicted values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Tag:
-    """One sub-task found at one node, or at two that share it."""
+    """One sub-task found at one node, or at several that share it."""
 
     nodes: Group
     task: Task
@@ -162,26 +163,38 @@ def find_roles(
     searched: Sequence[Task],
     *,
     pairs: int = 100,
+    together: int = 3,
     seed: int = 0,
     attention: Float[np.ndarray, "layer head pos key"] | None = None,
     report: Report = lambda done, total, note: None,
 ) -> Roles:
-    """Search the tags of the useful nodes. ``attention`` (see `mean_attention`) spares hopeless first-layer tests."""
+    """Search the tags of the useful nodes.
+
+    ``together`` is the most heads that may share a job; ``attention`` (see `mean_attention`) spares hopeless
+    first-layer tests.
+    """
     tests: list[_Test] = []
     for at, task in enumerate(searched):
         report(at, len(searched), str(task))
         own = [(node,) for node in useful if _possible(node, task, form, attention)]
         tests += _run(model, form, task, own, useful, pairs, seed + at)
-        done = {test.group for test in tests if test.task == task and _passes(test)}
-        left = [group[0] for group in own if group not in done and group[0].is_head]
-        couples: list[Group] = [
-            (a, b) for a, b in combinations(left, 2) if (a.position, a.layer) == (b.position, b.layer)
-        ]
-        # A pair is worth a test only where each half alone moves the right tokens sometimes.
-        moving = {t.group[0] for t in tests if t.task == task and len(t.group) == 1 and t.touched > 0.1}
-        couples = [(a, b) for a, b in couples if a in moving and b in moving]
-        tests += _run(model, form, task, couples, useful, pairs, seed + at)
+        # A part of a job is worth a test only where it moves the right tokens at least sometimes.
+        alone = [test for test in tests if test.task == task]
+        left = {t.group[0] for t in alone if t.touched > 0.1 and t.group[0].is_head}
+        left -= {t.group[0] for t in alone if _passes(t)}
+        solved: list[Group] = []
+        for size in range(2, together + 1):
+            groups = [group for group in _groups(left, size) if not any(set(less) <= set(group) for less in solved)]
+            found = _run(model, form, task, groups, useful, pairs, seed + at)
+            solved += [test.group for test in found if _passes(test)]
+            tests += found
     return Roles(_tags(tests), tuple(useful), len(tests), pairs, tuple(searched))
+
+
+def _groups(nodes: Iterable[Node], size: int) -> list[Group]:
+    """Sets of nodes of one layer and position."""
+    listed = sorted(nodes, key=lambda node: node.order)
+    return [group for group in combinations(listed, size) if len({(n.position, n.layer) for n in group}) == 1]
 
 
 def _possible(node: Node, task: Task, form: Format, attention: np.ndarray | None) -> bool:
