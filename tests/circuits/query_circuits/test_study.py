@@ -10,7 +10,7 @@ import pytest
 
 from cutaway.charts import charts_from_json
 from cutaway.circuits.graph import CircuitGraph, Header
-from cutaway.circuits.query_circuits import CHOSEN, QueryCircuits, Searched, areas
+from cutaway.circuits.query_circuits import CHOSEN, QueryCircuits, Searched, areas, halfway
 from cutaway.circuits.query_circuits.calibration import rates
 from cutaway.circuits.query_circuits.study import QueryCircuitsStudy
 from cutaway.circuits.view import CircuitView
@@ -66,6 +66,7 @@ def test_figures_by_hand(found: QueryCircuits) -> None:
     assert found.smallest("wordings", 0.6) == (20, 40)
     assert found.smallest("single", 0.6) == (40, None)
     assert (found.reached("single", 0.6).value, found.reached("single", 0.6).n) == (0.5, 2)
+    assert [each.value for each in halfway(QueryCircuits(found.queries[:2], SIZES, (14, 28)), "single")] == [0.1, 0.2]
     assert [each.value for each in found.complement()] == [1.0, 0.5, 0.0]
     assert [each.value for each in found.curve("single", "another corruption")] == pytest.approx([0.2, 0.4, 0.5])
     assert found.curve("single")[0].n == 2  # groups

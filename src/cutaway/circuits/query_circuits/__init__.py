@@ -9,7 +9,7 @@ from cutaway.circuits.query_circuits.choices import (
 )
 from cutaway.circuits.query_circuits.data import Queries, Query, arithmetic, first_token, indirect_objects
 from cutaway.circuits.query_circuits.method import Place, place, search_circuits, search_query
-from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas
+from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas, halfway
 from cutaway.circuits.query_circuits.wordings import leaks, rewordings
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "choice_pair",
     "exchanged",
     "first_token",
+    "halfway",
     "indirect_objects",
     "leaks",
     "multiple_choice",

@@ -13,7 +13,7 @@ import torch
 from cutaway.charts import Chart, Heat, Series
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.query_circuits.data import Queries, Query
-from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas
+from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas, halfway
 from cutaway.circuits.view import CircuitView, Curve, circuit_view
 from cutaway.model import Model
 from cutaway.stats import Interval, paired_difference
@@ -44,6 +44,12 @@ def findings(found: QueryCircuits, queries: Queries, wrong: int) -> tuple[Findin
     worst = max(found.curve("random"), key=lambda each: each.value)
     items.append(_finding("largest mean NDF of random search at any size", worst))
     items.append(_area(found, "nested", where))
+    if found.between:
+        at, size = len(found.between) // 2, found.between[len(found.between) // 2]
+        control = _finding("single query", halfway(found, "single")[at])
+        for way in ("nested", "neighbours"):
+            name = f"NDF of {way} circuits at {size} edges, between sizes searched"
+            items.append(_finding(name, halfway(found, way)[at], control=control))
     left = found.complement()[-1]
     items.append(_finding(f"share of the answer left without the circuit of {found.sizes[-1]} edges", left))
     items.append(Finding("queries without NDF: clean and corrupted values agree", float(found.undefined), n=n))

@@ -160,11 +160,6 @@ class QueryCircuits:
         values, groups = self._defined(np.stack([query.complement for query in self.queries]))
         return tuple(_mean(values[:, at], groups) for at in range(len(self.sizes)))
 
-    def halfway(self, way: str) -> tuple[Interval, ...]:
-        """Return the mean NDF of circuits between sizes: ``single``, ``nested`` or ``neighbours``."""
-        values, groups = self._defined(np.stack([query.between[way] for query in self.queries]))
-        return tuple(_mean(values[:, at], groups) for at in range(len(self.between)))
-
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each query, place, way and size."""
         import pandas as pd
@@ -210,6 +205,14 @@ def areas(sizes: Sequence[int], values: Float[np.ndarray, "query size"]) -> Floa
     if len(sizes) == 1:
         return values[:, 0]
     return np.asarray(trapezoid(values, np.asarray(sizes, dtype=float), axis=1) / (sizes[-1] - sizes[0]))
+
+
+def halfway(found: QueryCircuits, way: str) -> tuple[Interval, ...]:
+    """Return the mean NDF of circuits between sizes, on the query: ``single``, ``nested`` or ``neighbours``."""
+    values = np.stack([query.between[way] for query in found.queries])
+    kept = ~np.isnan(values).any(1)
+    groups = np.array([query.group or f"query {at}" for at, query in enumerate(found.queries)])[kept]
+    return tuple(_mean(values[kept, at], groups) for at in range(len(found.between)))
 
 
 def _mean(values: Float[np.ndarray, " query"], groups: np.ndarray) -> Interval:
