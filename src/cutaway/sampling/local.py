@@ -57,6 +57,7 @@ class LocalEngine:
         # A PEFT model wraps the causal LM whose decoder and head are called here.
         self._hf = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf
         self._known: tuple[object, Trunk] | None = None
+        self._ends: frozenset[int] = frozenset()
 
     @property
     def identity(self) -> str:
@@ -75,6 +76,7 @@ class LocalEngine:
         return self._stream(requests, edits)
 
     def _stream(self, requests: Sequence[Request], edits: "Sequence[Edit]") -> Iterator[tuple[int, Rollout]]:
+        self._ends = self.model.eos_ids  # asked once: it is looked up for every row and token
         if edits:
             self._known = None  # an edit must meet a forward pass, also where the last call left the same prefix
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
@@ -247,7 +249,7 @@ class LocalEngine:
                 row.logprobs.append(logprob)
 
     def _finished(self, row: _Row) -> Finish | None:
-        if row.ids[-1] in self.model.eos_ids:
+        if row.ids[-1] in self._ends:
             return "stop"
         if row.settings.stop:
             text = self.model.decode(row.ids)
