@@ -19,6 +19,9 @@ BENCHMARKS = (
     "attention",
     "dialogue",
     "monitor",
+    "circuits",
+    "nodes",
+    "arithmetic",
     "estimator",
     "replay_published",
 )

@@ -31,3 +31,10 @@ def pairs() -> Pairs:
     first = Pair((5, 9, 7, 30, 4), (5, 9, 8, 30, 4), (11,), (12,), "first")
     second = Pair((6, 19, 7, 3, 4), (16, 9, 8, 30, 4), (11,), (12, 14), "second")
     return Pairs((first, second))
+
+
+@pytest.fixture
+def late() -> Pairs:
+    """Two pairs that share their first two tokens with their twins."""
+    first = Pair((5, 9, 7, 30, 4), (5, 9, 8, 30, 4), (11,), (12,), "first")
+    return Pairs((first, Pair((6, 19, 7, 3, 4), (6, 19, 7, 9, 4), (11,), (12, 14), "second")))

@@ -77,6 +77,16 @@ def test_equals_the_derivative_by_explicit_masks(model: Model, pairs: Pairs, gro
         assert oracle.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("grouping", ["shared", "expanded"])
+def test_equals_masks_also_where_the_beginning_is_shared(model: Model, late: Pairs, grouping: Grouping) -> None:
+    wiring, settings = Wiring.of(model, grouping), Settings("eap-ig", steps=2, rule="midpoint")
+    scores = edge_scores(anatomy(model), wiring, late, settings)
+    assert torch.allclose(scores, by_masks(model, wiring, late, [0.25, 0.75]), atol=1e-5)
+    apart = edge_scores(anatomy(model), wiring, late, Settings("eap-ig", steps=2, rule="midpoint", positions=True))
+    assert torch.allclose(apart.sum(1), scores, atol=1e-5)
+    assert not apart[:, :2].any()
+
+
 def test_positions_add_up_and_memory_changes_nothing(model: Model, pairs: Pairs) -> None:
     body, wiring = anatomy(model), Wiring.of(model)
     whole = edge_scores(body, wiring, pairs, Settings(steps=4))

@@ -62,6 +62,29 @@ def test_cutting_every_edge_of_a_writer_is_replacing_its_output(llama: Model, pa
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_a_beginning_that_both_runs_share_is_not_run_again(model: Model, late: Pairs, grouping: Grouping) -> None:
+    """The same logits from forwards of three tokens of five."""
+    body, wiring = anatomy(model), Wiring.of(model, grouping)
+    masks = random_masks(wiring, 4)
+    masks[3:, :, : 2 * wiring.readers_per_layer] = True
+    whole = run(body, wiring, late.clean, masks, reference(body, late.corrupted, "corrupted"))
+    instead = reference(body, late.corrupted, "corrupted", late.clean)
+    assert instead.start == 2
+    widths: list[int] = []
+    handle = model.layout.blocks[-1].register_forward_pre_hook(
+        lambda _module, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+        with_kwargs=True,
+    )
+    found = run(body, wiring, late.clean, masks, instead)
+    handle.remove()
+    assert torch.allclose(found, whole, atol=1e-5)
+    assert widths[-1] == 3
+    by_place = masks[:, None].expand(4, late.n_pos, *wiring.legal.shape)
+    assert torch.allclose(run(body, wiring, late.clean, by_place, instead), whole, atol=1e-5)
+
+
+@torch.no_grad()
 def test_masks_by_position(llama: Model, pairs: Pairs) -> None:
     body, wiring = anatomy(llama), Wiring.of(llama)
     instead = reference(body, pairs.corrupted, "corrupted")

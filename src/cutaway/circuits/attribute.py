@@ -40,7 +40,7 @@ from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.memory import plan
 from cutaway.circuits.pairs import Pairs
 from cutaway.circuits.patch import run
-from cutaway.circuits.record import Ablation, record, reference
+from cutaway.circuits.record import Ablation, beginning, record, reference
 from cutaway.circuits.sums import Sums
 from cutaway.circuits.wiring import Grouping, Wiring
 from cutaway.errors import UsageError, nearest
@@ -143,18 +143,21 @@ def edge_scores(
         return _exact(body, wiring, pairs, settings, memory)
     if settings.method == "mask-gradient":
         return _mask_gradient(body, wiring, pairs, settings, tick)
-    clean = record(body, pairs.clean)
-    instead = reference(body, pairs.corrupted, settings.ablation)
+    instead = reference(body, pairs.corrupted, settings.ablation, pairs.clean)
+    clean, before = record(body, pairs.clean, instead.start), beginning(body, wiring, pairs.clean, instead.start)
     points = settings.points()
-    each = _bytes_per_row(body, pairs.n_pos)
+    each = _bytes_per_row(body, pairs.n_pos - instead.start)
     at_once = plan(each * len(pairs), len(points), body.model.device, memory).at_once
     frozen = settings.norm == "frozen"
     total = Sums(body, wiring, clean, instead, positions=settings.positions, frozen=frozen)
     for start in range(0, len(points), at_once):
         chosen = points[start : start + at_once]
-        total.add(*gradients(body, wiring, pairs, clean, instead, chosen, frozen=frozen))
+        total.add(*gradients(body, wiring, pairs, clean, instead, before, chosen, frozen=frozen))
         tick(start + len(chosen), len(points))
-    return total.finish(len(points))
+    scores = total.finish(len(points))
+    if not settings.positions:
+        return scores
+    return torch.cat([scores.new_zeros(len(pairs), instead.start, *wiring.legal.shape), scores], 1)
 
 
 def _bytes_per_row(body: Anatomy, n_pos: int) -> int:
@@ -167,7 +170,7 @@ def _bytes_per_row(body: Anatomy, n_pos: int) -> int:
 def _mask_gradient(
     body: Anatomy, wiring: Wiring, pairs: Pairs, settings: Settings, tick: Callable[[int, int], None]
 ) -> Float[Tensor, "pair writer reader"]:
-    instead = reference(body, pairs.corrupted, settings.ablation)
+    instead = reference(body, pairs.corrupted, settings.ablation, pairs.clean)
     points = settings.points()
     scores = torch.zeros(len(pairs), *wiring.legal.shape, device=body.model.device)
     for row in range(len(pairs)):
@@ -184,7 +187,7 @@ def _mask_gradient(
 def _exact(
     body: Anatomy, wiring: Wiring, pairs: Pairs, settings: Settings, memory: int | None
 ) -> Float[Tensor, "pair writer reader"]:
-    instead = reference(body, pairs.corrupted, settings.ablation)
+    instead = reference(body, pairs.corrupted, settings.ablation, pairs.clean)
     edges = torch.from_numpy(wiring.legal).nonzero()
     scores = torch.zeros(len(pairs), *wiring.legal.shape, device=body.model.device)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cutaway.circuits.anatomy import Anatomy, Block
 from cutaway.circuits.grouping import ungrouped
 from cutaway.circuits.pairs import Pairs
-from cutaway.circuits.record import Record
+from cutaway.circuits.record import Beginning, Record
 from cutaway.circuits.wiring import Wiring
 from cutaway.model.families import input_name, module_input
 
@@ -34,6 +34,7 @@ def gradients(
     pairs: Pairs,
     clean: Record,
     instead: Record,
+    before: Beginning,
     points: list[float],
     *,
     frozen: bool = False,
@@ -45,10 +46,11 @@ def gradients(
     """
     at = torch.tensor(points, device=clean.embed.device, dtype=clean.embed.dtype)[:, None, None, None]
     embed = (instead.embed + at * (clean.embed - instead.embed)).flatten(0, 1).requires_grad_()
-    batch = body.model.batch(pairs.clean.tolist() * len(points))
+    batch = body.model.batch(pairs.clean[:, clean.start :].tolist() * len(points))
+    given = batch.forward_kwargs() | before.forward_kwargs(len(points))
     with torch.enable_grad(), _watched(body, wiring) as (seen, last), ungrouped(body, wiring):
         with _frozen(body) if frozen else nullcontext(), body.model.started(0, embed):
-            logits = body.model.hf(**batch.forward_kwargs(), use_cache=False, logits_to_keep=1).logits
+            logits = body.model.hf(**given, logits_to_keep=1).logits
         answer = pairs.value(logits[:, -1].unflatten(0, (len(points), -1))).sum()
         wanted = [tensor for layer in seen for tensor in (*layer.qkv, layer.mlp_in)] + last
         got = torch.autograd.grad(answer, wanted, materialize_grads=True)

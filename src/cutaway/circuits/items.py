@@ -97,7 +97,7 @@ def circuit_values(
             for start in range(0, len(group), at_once):
                 rows = slice(start, start + at_once)
                 some = group[rows]
-                instead = whole.rows(rows) if whole else reference(body, some.corrupted, ablation)
+                instead = whole.rows(rows) if whole else reference(body, some.corrupted, ablation, some.clean)
                 values = some.value(run(body, wiring, some.clean, torched, instead, memory=memory))
                 parts.append(values.double().cpu().numpy())
     return np.concatenate(parts, 1)

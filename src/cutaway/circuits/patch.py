@@ -11,6 +11,7 @@ difference between what u writes in the reference run and what it writes now:
 3. Each reader's input goes through the model's norm and that reader's slice of the projection; rotary angles, masks,
    attention and MLP are the model's own.
 4. Circuits that cut nothing below layer l start at layer l from the clean run (`Model.started`).
+5. Tokens before the first that differs between the runs are read once (`record.beginning`): nothing there can differ.
 
 All edges kept gives the clean logits; none gives the reference's. "Now" is the run at hand, not the clean run.
 Sources: query circuits (card, Method), EAP-IG. Needs no hooks on, and no change of, the attention implementation.
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from cutaway.circuits.anatomy import Anatomy
 from cutaway.circuits.grouping import ungrouped
 from cutaway.circuits.memory import plan
-from cutaway.circuits.record import Record, record
+from cutaway.circuits.record import Beginning, Record, beginning, record
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError
 from cutaway.model.families import input_name, module_input
@@ -47,20 +48,22 @@ def run(
 
     masks: 1 where an edge is kept, 0 where it is cut (values in between mix); with a pos axis where circuits differ
         by the reader's position. Entries that are no edge are ignored. Differentiable in grad mode.
-    instead: the record of what cut edges carry, of the same shape as ``ids``.
+    instead: the record of what cut edges carry, for the same pairs; where it starts late, so does the run.
     memory: bytes that the run may use for its own; None takes a share of what is free.
     """
     _check(wiring, masks, ids)
     cut = ~masks if masks.dtype == torch.bool else 1 - masks
     cut = cut.to(body.model.device) * torch.from_numpy(wiring.legal).to(body.model.device)
     first = _first_layers(wiring, cut)
-    clean = record(body, ids)
+    clean, before = record(body, ids, instead.start), beginning(body, wiring, ids, instead.start)
+    ids = ids[:, instead.start :]
+    cut = cut[:, instead.start :] if cut.ndim == 4 else cut
     order = sorted(range(len(cut)), key=lambda circuit: int(first[circuit]))
     chunk = plan(bytes_per_circuit(body, wiring, ids.shape), len(cut), body.model.device, memory).at_once
     parts = []
     for start in range(0, len(order), chunk):
         rows = order[start : start + chunk]
-        parts.append(_run_rows(body, wiring, ids, cut[rows], clean, instead, int(first[rows[0]])))
+        parts.append(_run_rows(body, wiring, ids, cut[rows], clean, instead, before, int(first[rows[0]])))
     inverse = torch.empty(len(order), dtype=torch.long, device=cut.device)
     inverse[torch.tensor(order, device=cut.device)] = torch.arange(len(order), device=cut.device)
     return torch.cat(parts)[inverse]
@@ -96,16 +99,23 @@ def _touched(cut: Tensor) -> Bool[Tensor, "*masks"]:
 
 
 def _run_rows(
-    body: Anatomy, wiring: Wiring, ids: Tensor, cut: Tensor, clean: Record, instead: Record, layer: int
+    body: Anatomy,
+    wiring: Wiring,
+    ids: Tensor,
+    cut: Tensor,
+    clean: Record,
+    instead: Record,
+    before: Beginning,
+    layer: int,
 ) -> Float[Tensor, "circuit pair vocab"]:
     circuits = len(cut)
     running = _Running(body, wiring, cut, instead, layer)
     running.prefill(clean, layer)
     resid = clean.resid[layer].repeat(circuits, 1, 1)
     batch = body.model.batch(ids.tolist() * circuits)
-    keep = {"logits_to_keep": 1}
+    given = batch.forward_kwargs() | before.forward_kwargs(circuits)
     with running.hooked(), body.model.started(layer, resid):
-        logits: Tensor = body.model.hf(**batch.forward_kwargs(), use_cache=False, **keep).logits
+        logits: Tensor = body.model.hf(**given, logits_to_keep=1).logits
     return logits[:, -1].unflatten(0, (circuits, -1))
 
 

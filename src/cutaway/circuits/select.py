@@ -17,6 +17,7 @@ Sources: EAP-IG (peers page sections 3 and 4), query circuits (card, Method and 
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -281,6 +282,7 @@ def _first(graph: CircuitGraph, order: Int[np.ndarray, " edge"], n: int) -> Mask
     return mask
 
 
+@cache
 def _made_by(wiring: Wiring) -> Float[np.ndarray, "reader writer"]:
     """Return 1 where a writer's output depends on a reader directly."""
     made = np.zeros((len(wiring.readers), len(wiring.writers)), dtype=np.float32)

@@ -158,7 +158,7 @@ def place(body: Anatomy, wiring: Wiring, pair: Pair, memory: int | None = None) 
         batch = body.model.batch([list(pair.clean), list(pair.corrupted)])
         logits = body.model.hf(**batch.forward_kwargs(), use_cache=False, logits_to_keep=1).logits[:, -1]
         full, none = (float(pairs.value(row[None])) for row in logits)
-    return Place(body, wiring, pairs, reference(body, pairs.corrupted, "corrupted"), full, none, memory)
+    return Place(body, wiring, pairs, reference(body, pairs.corrupted, "corrupted", pairs.clean), full, none, memory)
 
 
 def _pruned(wiring: Wiring, masks: Sets | Masks) -> np.ndarray:
