@@ -51,6 +51,10 @@ Rule = Literal["left", "midpoint"]
 NormGradient = Literal["true", "frozen"]
 
 
+_TOKENS_AT_ONCE = 40
+"""Of all points and pairs in one pass on a processor: as fast as more of them, and a fraction of their memory."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How edges are scored."""
@@ -147,7 +151,9 @@ def edge_scores(
     clean, before = record(body, pairs.clean, instead.start), beginning(body, wiring, pairs.clean, instead.start)
     points = settings.points()
     each = _bytes_per_row(body, pairs.n_pos - instead.start)
-    at_once = plan(each * len(pairs), len(points), body.model.device, memory).at_once
+    tokens = len(pairs) * (pairs.n_pos - instead.start)
+    wanted = len(points) if body.model.device.type == "cuda" else max(1, min(len(points), _TOKENS_AT_ONCE // tokens))
+    at_once = plan(each * len(pairs), wanted, body.model.device, memory).at_once
     frozen = settings.norm == "frozen"
     total = Sums(body, wiring, clean, instead, positions=settings.positions, frozen=frozen)
     for start in range(0, len(points), at_once):

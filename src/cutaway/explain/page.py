@@ -77,6 +77,8 @@ def number(value: float) -> str:
     >>> number(0.12345), number(-2), number(14820.4), number(0.00001234)
     ('0.123', '−2', '14,820', '1.23e-05')
     """
+    if abs(value) < 1e-12:  # what rounding leaves of zero
+        return "0"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "0" if text == "-0" else text.replace("-", "−", 1) if text.startswith("-") else text
 

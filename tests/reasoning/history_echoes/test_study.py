@@ -34,7 +34,7 @@ def test_a_small_model_is_measured_end_to_end(planted: Echo, chat_of: Callable[.
     result = measure(config, chat)
     found = Findings(findings(config, result), summarise(config, result), artifacts(result), charts=charts(result))
     assert all(item.value is not None or item.undefined for item in found.items)
-    assert "effect of dose 2" in {item.name for item in found.items}
+    assert "after 2 such turns" in {item.name for item in found.items}
     assert {"forced.json", "charts.json"} <= set(found.artifacts)
     assert charts_from_json(found.artifacts["charts.json"]) == found.charts
     for name, content in found.artifacts.items():

@@ -182,14 +182,38 @@ def reporter(lab: Lab) -> Callable[[int, int, str], None]:
     return lambda done, planned, note: lab.progress(Progress(float(done), float(planned), note))
 
 
+_IN_WORDS = {
+    "other topic": "after such turns on another topic",
+    "placebo": "placebo: other turns without it",
+    "history of - against none": "after turns without it, against no history",
+    "delete": "repair: such turns deleted",
+    "correct": "repair: such turns corrected",
+    "apologise": "repair: such turns apologised for",
+}
+
+
+def readable(effect: str) -> str:
+    """The name of a standard contrast in words.
+
+    >>> readable("dose 4"), readable("distance 2")
+    ('after 4 such turns', 'after one such turn, 2 turns back')
+    """
+    kind, _, size = effect.partition(" ")
+    if kind == "dose":
+        return f"after {size} such turn{'' if size == '1' else 's'}"
+    if kind == "distance":
+        return f"after one such turn, {size} turns back"
+    return _IN_WORDS.get(effect, effect)
+
+
 def findings(config: HistoryEchoesConfig, result: HistoryEchoesResult) -> tuple[Finding, ...]:
     """Effects with the placebo as control; transitions with the history-free ones; the angle with its null."""
     unit = f"change of P({config.phenomenon})"
-    placebo = replace(result.forced["placebo"].difference, unit=unit)
+    placebo = replace(result.forced["placebo"].difference, name=readable("placebo"), unit=unit)
     items = []
     for effect in result.forced.effects:
         control = None if effect.name == "placebo" else placebo
-        items.append(replace(effect.difference, unit=unit, control=control))
+        items.append(replace(effect.difference, name=readable(effect.name), unit=unit, control=control))
     if result.stickiness is not None:
         s = result.stickiness
         items += [
