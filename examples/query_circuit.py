@@ -3,8 +3,6 @@
 python examples/query_circuit.py
 """
 
-# ruff: noqa: T201 (a script prints)
-
 from cutaway import load_model
 from cutaway.circuits.query_circuits import Search, indirect_objects, search_circuits
 
