@@ -11,7 +11,7 @@ from cutaway.errors import UsageError
 from cutaway.features import SparseDictionary
 from cutaway.features.corpus import open_corpus
 from cutaway.features.dictionary import Provenance
-from cutaway.features.evaluate import Evaluation, evaluate, spliced_logits, token_class
+from cutaway.features.evaluate import Evaluation, _ratio, evaluate, spliced_logits, token_class
 from cutaway.features.harvest import contexts
 from cutaway.model import Model, Replace
 
@@ -172,3 +172,17 @@ def test_bad_input(model: Model) -> None:
         evaluate(model, some(), open_corpus(["one text only"]))
     with pytest.raises(UsageError, match="one place each"):
         evaluate(model, some(), CORPUS, site="resid_post.*")
+
+
+def test_intervals_of_ratios_cover_and_take_documents_as_units() -> None:
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(30), 20)
+    covered = 0
+    for _ in range(400):
+        shift = rng.normal(0, 0.3, 30)[documents]  # what the tokens of a document share
+        below = rng.uniform(1, 2, 600)
+        found = _ratio((0.4 + shift) * below + rng.normal(0, 0.1, 600), below, documents)
+        covered += found.low <= 0.4 <= found.high
+    assert 0.92 <= covered / 400 <= 0.98
+    alone = _ratio(np.ones(5), np.ones(5), np.zeros(5))
+    assert np.isnan(alone.low)

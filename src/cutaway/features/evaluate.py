@@ -8,7 +8,7 @@
 
 Baselines at the same L0 budget r: the top r principal components; the r best of as many random unit atoms, scaled by
 one constant; the mean activation of each token id (L0 1). They are fitted on documents with even numbers, everything
-is measured on the odd ones, and intervals are bootstrapped over whole documents.
+is measured on the odd ones, and intervals take whole documents as their units.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import t
 from torch import Tensor, nn
 
 from cutaway.errors import UsageError
@@ -28,7 +29,7 @@ from cutaway.features.corpus import Corpus
 from cutaway.features.dictionary import Codes, Dictionary
 from cutaway.features.harvest import Context, Rows, activations, contexts, groups, site_names
 from cutaway.model import Batch, Model, Replace
-from cutaway.stats import Interval, bootstrap, wilson
+from cutaway.stats import Interval, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -393,10 +394,15 @@ def _run(model: Model, batch: Batch, site: str, y: Tensor, mask: Tensor, rows: F
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, documents: np.ndarray) -> Interval:
-    """Return sum over sum, its interval over whole documents."""
+    """Return sum over sum, with the t interval of a linearised ratio whose units are whole documents."""
     _, member = np.unique(documents, return_inverse=True)
-    sums = np.stack([np.bincount(member, weights=each) for each in (above, below)], 1)
-    return bootstrap(sums, lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()))
+    a, b = (np.bincount(member, weights=each) for each in (above, below))
+    value, n = float(a.sum() / b.sum()), len(a)
+    if n == 1:
+        return Interval(value, np.nan, np.nan, 1, 0.95)
+    error = np.sqrt(n / (n - 1) * np.square(a - value * b).sum()) / b.sum()
+    half = float(t.ppf(0.975, n - 1) * error)
+    return Interval(value, value - half, value + half, n, 0.95)
 
 
 def _jsonable(value: Any) -> Any:
