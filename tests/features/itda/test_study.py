@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutaway.errors import UsageError
-from cutaway.features.itda.study import ItdaConfig, layer_matching, planted_trial
+from cutaway.features.itda.study import Itda, ItdaConfig, layer_matching, planted_trial
 from cutaway.model import Model
 from cutaway.study import Lab, get_study
 
@@ -25,7 +25,7 @@ def config(folder: Path, **changes: object) -> ItdaConfig:
 
 
 def test_a_run_builds_measures_and_compares(started: Model, tmp_path: Path) -> None:
-    found = get_study("itda").run(config(tmp_path), lab_of(started, tmp_path))
+    found = Itda().run(config(tmp_path), lab_of(started, tmp_path))
     names = {item.name: item for item in found.items}
     assert found.complete
     assert names["atoms"].value == found.result.dictionary.n_latents > 5
@@ -37,7 +37,7 @@ def test_a_run_builds_measures_and_compares(started: Model, tmp_path: Path) -> N
     (tmp_path / "few.txt").write_text("short")
     few = config(tmp_path, corpus=str(tmp_path / "few.txt"))
     with pytest.raises(UsageError, match="4 or more"):
-        get_study("itda").run(few, lab_of(started, tmp_path))
+        Itda().run(few, lab_of(started, tmp_path))
 
 
 def test_planted_atoms_come_back_and_known_ones_are_not_added_again() -> None:
