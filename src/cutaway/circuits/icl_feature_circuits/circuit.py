@@ -59,7 +59,7 @@ class Bounds:
 class Ablator:
     """Runs prompts with features ablated at all places."""
 
-    def __init__(self, model: Model, prompts: Prompts, at: Sequence[Place], baseline: Baseline = "zero") -> None:
+    def __init__(self, model: Model, prompts: Prompts, at: Sequence[Place], baseline: Baseline | str = "zero") -> None:
         if baseline not in ("zero", "mean"):
             raise UsageError(f"baseline={baseline!r}: zero or mean")
         self.model, self.prompts, self.places = model, prompts, tuple(at)
@@ -186,7 +186,7 @@ def curve(
     *,
     levels: int = 12,
     share: float = 0.95,
-    baseline: Baseline = "zero",
+    baseline: Baseline | str = "zero",
     controls: int = 3,
     seed: int = 0,
     report: Callable[[int, int], None] = lambda done, planned: None,

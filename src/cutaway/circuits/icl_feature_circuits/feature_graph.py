@@ -276,8 +276,8 @@ def _gradients(
 
 
 def _integrated(model: Model, prompts: Prompts, place: Place, here: Seen, steps: int) -> Tensor:
-    """Mean gradient at midpoints of the features' growth."""
-    features = _decoded(place, here.codes, here.x)
+    """Mean gradient at midpoints of the growth of all features that have a role."""
+    features = _decoded(place, here.codes, here.x) * (prompts.role >= 0)[..., None]
     total = torch.zeros_like(here.x)
     for step in range(steps):
         at = here.x - (1 - (step + 0.5) / steps) * features
