@@ -63,7 +63,7 @@ def check_spans(tokenizer: object, chat: list[dict[str, str]], end: str) -> None
 
 @pytest.mark.parametrize("name", ["chatml", "headers", "renamed"])
 @given(pairs=turns)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_only_answers_and_their_end_tokens_carry_loss(name: str, pairs: list[tuple[str, str]]) -> None:
     check_spans(TOKENIZERS[name], chat_of(pairs), "<end>")
 

@@ -1,5 +1,6 @@
 """The loop: resume, edits, averages, checkpoints, probes, twins, and what it refuses."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,48 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path: Path) -> None:
     assert done.history[0].left > 0
     done.save(tmp_path / "run.json")
     assert (tmp_path / "run.json").read_text().count("gradient") == 2
+
+
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(tmp_path: Path) -> None:
+    class Interrupting(Average):
+        def update(self, shadow: Any, weights: Any, step: int) -> None:
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+            super().update(shadow, weights, step)
+
+    first = train(full(), DATA, CONFIG, averages=[Interrupting(0.5, "feedback")], folder=tmp_path)
+    assert (first.complete, len(first.history)) == (False, 3)
+    resumed, straight = full(), full()
+    train(resumed, DATA, CONFIG, averages=[Average(0.5, "feedback")], folder=tmp_path, resume=True)
+    train(straight, DATA, CONFIG, averages=[Average(0.5, "feedback")])
+    assert equal(state(resumed), state(straight))
+
+
+def test_a_folder_in_use_is_not_written_over(tmp_path: Path) -> None:
+    train(full(), DATA, CONFIG, folder=tmp_path, tick=stop_at(2))
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(full(), DATA, CONFIG, folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # its new name is too new
+def test_checkpointed_activations_change_nothing_under_an_edit() -> None:
+    edit = Project("resid_post.0", torch.eye(16)[3])
+    models = [full(), full()]
+    models[1].hf.gradient_checkpointing_enable({"use_reentrant": False})
+    assert any(getattr(module, "gradient_checkpointing", False) for module in models[1].hf.modules())
+    for model in models:
+        train(model, DATA, CONFIG, edits=[edit])
+    for name, weight in state(models[0]).items():
+        assert torch.allclose(state(models[1])[name], weight, atol=1e-6), name
+
+
+def test_bf16_products_leave_the_weights_in_fp32() -> None:
+    model, exact = full(), full()
+    half = train(model, DATA, replace(CONFIG, precision="bfloat16")).history
+    whole = train(exact, DATA, replace(CONFIG, precision="float32")).history
+    assert all(weight.dtype == torch.float32 for weight in model.hf.parameters())
+    assert [step.loss for step in half] == pytest.approx([step.loss for step in whole], rel=0.02)
+    assert [step.loss for step in half] != [step.loss for step in whole]
 
 
 def test_training_leaves_the_global_random_state() -> None:

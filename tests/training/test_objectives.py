@@ -54,6 +54,16 @@ def test_logits_are_formed_from_the_first_weighted_token_on(make: Any) -> None:
     assert seen == [4]
 
 
+def test_positions_of_an_edit_on_the_logits_count_from_the_rows_start() -> None:
+    model = tiny()
+    data = data_of([[Row(tuple(range(3, 13)), (0.0,) * 7 + (1.0,) * 3)]], context=24)
+    plain = predictions(model, collate(data, [0], model))[0]
+    with model.edited(Add("logits", torch.ones(48), positions=7)):
+        edited = predictions(model, collate(data, [0], model))[0]
+    # position 7 predicts token 8, the second of the three that carry weight
+    assert torch.allclose(edited - plain, torch.tensor([0.0, 1.0, 0.0])[:, None].expand(3, 48), atol=1e-5)
+
+
 def test_dpo_is_the_published_formula() -> None:
     model, start, data = tiny(), tiny(1), rows_of(4, members=2)
     reference = reference_logps(start, data, batch=3)

@@ -12,6 +12,8 @@ half a cosine, as Hugging Face counts them. Source: note on the training core.
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,7 +28,16 @@ from torch import Tensor
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.model import Edit, Model
 from cutaway.model.load import native_bf16
-from cutaway.training.checkpoint import STATE, Provenance, check_form, check_same, read, versions, write
+from cutaway.training.checkpoint import (
+    STATE,
+    Provenance,
+    check_form,
+    check_same,
+    checkpoints,
+    read,
+    versions,
+    write,
+)
 from cutaway.training.data import Data, collate, order
 from cutaway.training.lora import base_fingerprint
 from cutaway.training.objectives import NextToken, Objective
@@ -133,8 +144,9 @@ def train(
     >>> train(add_lora(model, LoraSpec(layers=(15,))), data, TrainConfig(steps=100))  # doctest: +SKIP
     Trained(100 steps, loss 2.310 -> 0.842, 24,110 tokens, 61 s)
 
-    Raises UsageError for nothing to train, rows beyond the model's context, edits that do not fit, settings that are
-    not the resumed run's; CutawayError for a state of other weights (before any step) and a loss that is not finite.
+    Raises UsageError for nothing to train, rows beyond the model's context, edits that do not fit, a folder in use,
+    settings that are not the resumed run's; CutawayError for a state of other weights (before any step is taken) and
+    for a loss that is not finite.
     """
     config, objective = config or TrainConfig(), objective or NextToken()
     if (config.weights_every or config.state_every or resume) and folder is None:
@@ -146,14 +158,17 @@ def train(
         run.folder.mkdir(parents=True, exist_ok=True)
         if resume and (run.folder / STATE).exists():
             run.restore(run.folder / STATE)
+        elif (run.folder / STATE).exists() or checkpoints(run.folder):
+            raise UsageError(f"{run.folder.name} holds a run already; resume it where it has a state, or give another")
     complete = True
     try:
         with _training(model):
             run.go(probes or {}, tick)
     except KeyboardInterrupt:
         complete = False
-    if run.folder is not None and not run.updating:
-        run.store()
+    if run.folder is not None:
+        with _undisturbed():
+            run.store()
     return run.result(complete)
 
 
@@ -178,7 +193,7 @@ class _Run:
         self.shadows = {name: _copies(weights) for name in self.averages}
         self.steps = config.steps_of(data)
         self.optimizer = _optimizer(weights, config)
-        self.done, self.seconds, self.updating = 0, 0.0, False
+        self.done, self.seconds = 0, 0.0
         self.history: list[Step] = []
         self.probed: list[Probed] = []
         self.folder: Path | None = None
@@ -224,13 +239,12 @@ class _Run:
         if not (math.isfinite(total) and weight > 0):
             raise CutawayError(f"step {self.done}: the loss is {total} over weight {weight}; lower the rate ({rate:g})")
         norm = self._clipped(weight)
-        self.updating = True
-        self._update(rate)
-        self.updating = False
-        self.seconds += time.perf_counter() - started
-        left = self.seconds / self.done * (self.steps - self.done)
-        means = {name: value / weight for name, value in terms.items()}
-        self.history.append(Step(self.done, total / weight, means, tokens, norm, rate, self.seconds, left))
+        with _undisturbed():
+            self._update(rate)
+            self.seconds += time.perf_counter() - started
+            left = self.seconds / self.done * (self.steps - self.done)
+            means = {name: value / weight for name, value in terms.items()}
+            self.history.append(Step(self.done, total / weight, means, tokens, norm, rate, self.seconds, left))
         self._write()
         tick(self.history[-1])
 
@@ -355,6 +369,22 @@ def _training(model: Model) -> Iterator[None]:
         stack.callback(model.hf.eval)
         model.hf.train()
         yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends, so that no update is left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _optimizer(weights: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Optimizer:

@@ -163,7 +163,7 @@ def predictions(model: Model, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor
     # The last of the kept positions predicts nothing; it stays so that sites count positions from the row's end.
     kept = batch.weights.shape[1] - first
     given = batch.tokens.forward_kwargs()
-    logits = model.hf(**given, use_cache=False, logits_to_keep=kept).logits[:, :-1]
+    logits = model.hf(**given, use_cache=False, logits_to_keep=kept).logits[:, -kept:-1]
     chosen = carries[:, first:]
     ids = batch.tokens.ids[:, 1 + first :]
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
