@@ -139,7 +139,7 @@ def test_papers_of_a_room_do_not_import_each_other() -> None:
     graph = grimp.build_graph("cutaway", cache_dir=None)
     for topic in TOPICS:
         folder = SOURCE / topic
-        papers = [f"cutaway.{topic}.{init.parent.name}" for init in sorted(folder.glob("*/__init__.py"))]
+        papers = [f"cutaway.{topic}.{wiring.parent.name}" for wiring in sorted(folder.glob("*/study.py"))]
         for paper in papers:
             for other in papers:
                 if paper != other:
