@@ -301,6 +301,17 @@ def test_bf16_products_leave_the_weights_in_fp32() -> None:
     assert [step.loss for step in half] != [step.loss for step in whole]
 
 
+def test_adapters_on_a_bf16_model_train_in_fp32() -> None:
+    thin = tiny()
+    thin.hf.bfloat16()
+    base = thin.fingerprint
+    model = add_lora(thin, LoraSpec(rank=1))
+    done = train(model, DATA, replace(CONFIG, precision="float32"))
+    assert done.provenance.base == base
+    assert all(a.a.dtype == a.b.dtype == torch.float32 for a in adapters(model).values())
+    assert done.history[-1].loss < done.history[0].loss
+
+
 def test_training_leaves_the_global_random_state() -> None:
     model = full()
     torch.manual_seed(5)

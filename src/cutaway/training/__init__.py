@@ -1,6 +1,7 @@
 """Train language models: objectives, adapters by layer, edits in training, averages, checkpoints, twins."""
 
 from cutaway.training.checkpoint import Provenance, checkpoints, load_checkpoint
+from cutaway.training.config import TrainConfig
 from cutaway.training.data import (
     Data,
     Row,
@@ -15,7 +16,7 @@ from cutaway.training.data import (
     pair_data,
     text_data,
 )
-from cutaway.training.loop import Probe, TrainConfig, train
+from cutaway.training.loop import Probe, train
 from cutaway.training.lora import (
     Adapter,
     LoraSpec,

@@ -12,8 +12,9 @@ from typing import Any
 from cutaway.errors import UsageError
 from cutaway.model import Edit, Model
 from cutaway.training.checkpoint import flat
+from cutaway.training.config import TrainConfig
 from cutaway.training.data import Data
-from cutaway.training.loop import Probe, TrainConfig, train
+from cutaway.training.loop import Probe, train
 from cutaway.training.lora import LoraSpec, add_lora, base_fingerprint
 from cutaway.training.objectives import NextToken, Objective
 from cutaway.training.trained import Step, Trained
