@@ -132,7 +132,9 @@ def test_held_out_queries_are_not_in_the_dictionaries_texts(tiny) -> None:
         Recipe(passes=0)
 
 
+@pytest.mark.slow
 def test_one_calibration_trial_meets_every_rate() -> None:
+    """Slow: two models with their circuits, 12 to 28 s."""
     counts = Counts()
     trial(0, counts)
     failed = [rate for rate in counts.rates() if not rate.passed]
@@ -141,6 +143,6 @@ def test_one_calibration_trial_meets_every_rate() -> None:
 
 @pytest.mark.slow
 def test_calibration_passes() -> None:
-    """Slow: ten planted and ten null models."""
+    """Slow: eight planted and eight null models."""
     found = get_study("icl-feature-circuits").calibrate(Lab())
     assert found.passed, [rate for rate in found.rates if not rate.passed]

@@ -124,7 +124,7 @@ class IclFeatureCircuits(Study[FeatureConfig]):
         """Planted in-context learners: atoms, classes, edges and link as planted; silence on tasks without effect."""
         from cutaway.circuits.icl_feature_circuits.calibration import Counts, trial
 
-        started, trials, counts = time.monotonic(), 10 if trials is None else trials, Counts()
+        started, trials, counts = time.monotonic(), 8 if trials is None else trials, Counts()
         for seed in range(trials):
             lab.progress(Progress(float(seed), float(trials), "planted models"))
             trial(seed, counts)
