@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutaway.errors import UsageError
-from cutaway.features.itda.study import Itda, ItdaConfig, layer_matching, planted_trial
+from cutaway.features.itda.study import Itda, ItdaConfig, layer_matching, matched_layers, planted_trial
 from cutaway.model import Model
 from cutaway.study import Lab, get_study
 
@@ -47,16 +47,20 @@ def test_planted_atoms_come_back_and_known_ones_are_not_added_again() -> None:
     assert (found["familiar"], found["near"]) == (0, 0)
 
 
+def test_planted_layers_are_matched_and_unrelated_ones_are_not() -> None:
+    assert matched_layers(0) >= 22
+    assert sum(matched_layers(seed, null=True) for seed in range(3)) <= 0.45 * 72
+
+
 @pytest.mark.slow
 def test_layers_of_five_tiny_seeds_are_matched_above_chance() -> None:
     """Trains five tiny models."""
     found = {each.name: each for each in layer_matching(5, lambda done, total, note: None)}
-    assert found["labels"].accuracy.low > 0.25
-    assert found["random labels"].accuracy.low <= 0.25 <= found["random labels"].accuracy.high
+    assert found["labels"].with_self > found["labels"].accuracy.value > 0.25
 
 
 @pytest.mark.slow
 def test_calibration_passes(tmp_path: Path) -> None:
-    """Trains three tiny models."""
+    """Ten planted dictionaries and twenty sets of planted layers."""
     calibration = get_study("itda").calibrate(Lab(tmp_path))
     assert calibration.passed, calibration.rates

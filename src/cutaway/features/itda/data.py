@@ -43,6 +43,24 @@ def planted_rows(
     return Planted(rows, true, single, torch.where(single, chosen[:, 0], -1))
 
 
+def planted_layers(
+    models: int, layers: int, *, n: int = 600, d: int = 24, noise: float = 0.15, null: bool = False, seed: int = 0
+) -> list[list[Tensor]]:
+    """Draw models whose layer l is the same cloud of rows [row d], turned and with noise of its own.
+
+    Under ``null`` every layer of every model is a cloud of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    clouds = [torch.randn(n, d, generator=generator) ** 3 for _ in range(layers)]
+    made = []
+    for _ in range(models):
+        own = [torch.randn(n, d, generator=generator) ** 3 for _ in range(layers)] if null else clouds
+        turns = [torch.linalg.qr(torch.randn(d, d, generator=generator))[0] for _ in range(layers)]
+        spread = [noise * cloud.std() * torch.randn(n, d, generator=generator) for cloud in own]
+        made.append([cloud @ turn + more for cloud, turn, more in zip(own, turns, spread, strict=True)])
+    return made
+
+
 def tiny_models(
     corpus: Corpus,
     seeds: int = 5,
