@@ -53,10 +53,12 @@ def test_planted_layers_are_matched_and_unrelated_ones_are_not() -> None:
 
 
 @pytest.mark.slow
-def test_layers_of_five_tiny_seeds_are_matched_above_chance() -> None:
+def test_layers_of_five_tiny_seeds_are_matched_beside_every_comparator() -> None:
     """Trains five tiny models."""
     found = {each.name: each for each in layer_matching(5, lambda done, total, note: None)}
-    assert found["labels"].with_self > found["labels"].accuracy.value > 0.25
+    # Above chance is a finding of the run, not a fact about four layers and a hundred thousand characters.
+    assert set(found) == {"labels", "random labels", "CKA", "SVCCA", "relative"}
+    assert all(each.with_self > each.accuracy.value for each in found.values() if each.accuracy.value < 1)
 
 
 @pytest.mark.slow
