@@ -2,5 +2,7 @@
 
 from cutaway.features.dictionary import Codes, Dictionary
 from cutaway.features.sparse import SparseDictionary, load_dictionary
+from cutaway.features.train import TrainConfig, Trained
+from cutaway.features.train import train as train_dictionary
 
-__all__ = ["Codes", "Dictionary", "SparseDictionary", "load_dictionary"]
+__all__ = ["Codes", "Dictionary", "SparseDictionary", "TrainConfig", "Trained", "load_dictionary", "train_dictionary"]

@@ -117,7 +117,7 @@ def train(
     provenance: Provenance | None = None,
     tick: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
-    """Train a dictionary on ``rows``, chunks [row d_model] of any length, mixed already (see `cutaway.features.harvest`).
+    """Train a dictionary on ``rows``, chunks [row d_model] of any length, mixed already (see `harvest`).
 
     Ctrl-C returns what was learnt so far. UsageError for rows too few for one batch or with NaN.
     """

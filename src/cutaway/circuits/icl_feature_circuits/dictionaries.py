@@ -1,7 +1,6 @@
 """Small dictionaries trained for one study: few-shot prompts of its tasks and plain sentences, cached by content."""
 
 import hashlib
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from cutaway.circuits.icl_feature_circuits.data import HEADER, Split
 from cutaway.circuits.icl_feature_circuits.words import NOUNS, REGULAR_VERBS, past
 from cutaway.errors import UsageError
-from cutaway.features import SparseDictionary, load_dictionary
+from cutaway.features import SparseDictionary, TrainConfig, load_dictionary, train_dictionary
 from cutaway.model import Model
 
 _WIDTH = 128
@@ -99,9 +98,7 @@ def unexplained(dictionary: SparseDictionary, x: Float[Tensor, "row d_model"]) -
 def _train(model: Model, site: str, x: Tensor, recipe: Recipe, key: str) -> SparseDictionary:
     batch = min(1024, len(x))
     steps = recipe.passes * len(x) // batch
-    # The trainer is not among the room's public names yet.
-    trainer = importlib.import_module("cutaway.features.train")
-    config = trainer.TrainConfig(
+    config = TrainConfig(
         n_latents=recipe.n_latents,
         k=recipe.k,
         batch=batch,
@@ -111,7 +108,7 @@ def _train(model: Model, site: str, x: Tensor, recipe: Recipe, key: str) -> Spar
         dead_after=max(4 * batch, len(x) // 2),
         seed=recipe.seed,
     )
-    found: SparseDictionary = trainer.train(_shuffled(x, recipe), config).dictionary
+    found = train_dictionary(_shuffled(x, recipe), config).dictionary
     found.provenance = replace(found.provenance, model=model.name, fingerprint=model.fingerprint, site=site, data=key)
     return found.requires_grad_(False)
 
