@@ -141,4 +141,4 @@ function setSize(i) {
 
 slider.addEventListener("input", () => setSize(Number(slider.value)));
 const good = circuit.curve.value.findIndex((v) => v !== null && v >= 0.8);
-setSize(good < 0 ? circuit.asked.length - 1 : good);
+setSize(good < 0 ? 0 : good);
