@@ -22,6 +22,9 @@ BENCHMARKS = (
     "circuits",
     "nodes",
     "arithmetic",
+    "dictionary",
+    "training",
+    "probes",
     "estimator",
     "replay_published",
 )

@@ -423,7 +423,7 @@ def _output_bias(kind: str, tensors: Tensors) -> str:
 def _weights_only(path: Path) -> Tensors:
     try:
         # Plain tensors only: with weights_only a file that would run code is an error.
-        found = torch.serialization.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, _Pickled) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CutawayError(f"{path} is not a file of plain tensors, and nothing else is loaded: {first}") from error
