@@ -58,7 +58,7 @@ def from_data(data: PolynomialData, sizes: tuple[int, int, int] = (TRAIN, VALIDA
 
 def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Rate, ...]:
     """Everything, over ``trials`` draws of each planted rule."""
-    needed = enough = recovered = cheap = silent = read = 0
+    needed = enough = recovered = silent = read = spent = full = wrong = rows = 0
     for trial in range(trials):
         report(trial, trials)
         for _, terms, rate in PLANTED:
@@ -68,7 +68,10 @@ def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, tot
             needed += gap(monitor, split, data.truth.degree) >= (0.25 if len(terms) == 1 else 0.1)
             enough += reached(monitor, split)[data.truth.degree - 1] >= 0.85
             recovered += found_terms(monitor, terms)
-        cheap += saves(*ladder_trial(trial))
+        monitor, split = ladder_trial(trial)
+        cost, errors = spends(monitor, split)
+        spent, full = spent + cost, full + sum(monitor.multiplies) * len(split.test.y)
+        wrong, rows = wrong + errors, rows + len(split.test.y)
         silent += not claims_on_null(trial)
         read += reads_model(trial)
     n = len(PLANTED) * trials
@@ -76,7 +79,8 @@ def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, tot
         Rate("degree needed", needed, n, at_least=0.95, what="planted rules whose degree beats the order below"),
         Rate("degree enough", enough, n, at_least=0.95, what="planted rules with F1 0.85 at their degree"),
         Rate("terms recovered", recovered, n, at_least=0.95, what="planted products that are the strongest found"),
-        Rate("cascade saves", cheap, trials, at_least=0.9, what="cascades within F1 0.01 of the whole for 40% or less"),
+        Rate("cascade price", spent, full, at_most=0.4, what="multiplies of the whole monitor spent, over all draws"),
+        Rate("cascade harm", max(0, wrong), rows, at_most=0.01, what="net rows that leaving early got wrong"),
         Rate("through a model", read, trials, at_least=0.95, what="pairs found in a model's pooled activations"),
         Rate("silent on coins", silent, trials, at_least=0.9, what="labels without a rule where no order is praised"),
     )
@@ -112,12 +116,13 @@ def found_terms(monitor: Polynomial, terms: Terms) -> bool:
     return all(monitor.strongest(len(each), 1)[0][0] == each for each in wanted)
 
 
-def saves(monitor: Polynomial, split: Split, tolerance: float = 0.01, share: float = 0.4) -> bool:
-    """Whether the tuned cascade is within ``tolerance`` of the whole monitor's F1 for ``share`` of its multiplies."""
+def spends(monitor: Polynomial, split: Split) -> tuple[int, int]:
+    """Multiplies that the tuned cascade spends on the test rows, and net rows that its early leaves get wrong."""
     held = monitor.logits(split.validation.x).numpy()
     exits = run_cascade(monitor, split.test.x, tune(held, split.validation.labels, monitor.multiplies))
-    kept = f1(split.test.labels, exits.flagged) >= reached(monitor, split)[-1] - tolerance
-    return bool(kept and exits.multiplies.mean() <= share * sum(monitor.multiplies))
+    whole = (monitor.logits(split.test.x)[-1] > 0).numpy()
+    wrong = (exits.flagged != split.test.labels).sum() - (whole != split.test.labels).sum()
+    return int(exits.multiplies.sum()), int(wrong)
 
 
 def claims_on_null(seed: int, sizes: tuple[int, int, int] = (TRAIN, VALIDATION, TEST)) -> bool:

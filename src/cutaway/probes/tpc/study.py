@@ -110,7 +110,7 @@ class Tpc(Study[TpcConfig]):
         """Planted polynomials found at their degree, cascades that save, and silence on coins."""
         from cutaway.probes.tpc.calibration import all_rates
 
-        started, trials = time.monotonic(), 12 if trials is None else trials
+        started, trials = time.monotonic(), 8 if trials is None else trials
         rates = all_rates(trials, _tell(lab, "trials"))
         return Calibration(self.id, rates, time.monotonic() - started, {"trials": trials})
 
