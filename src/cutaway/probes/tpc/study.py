@@ -60,7 +60,7 @@ class Tpc(Study[TpcConfig]):
     id = "tpc"
     title = "A monitor with a dial: linear first, higher orders where it is unsure"
     paper = "Oldfield, Torr, Patras, Bibi, Barez 2025, arXiv:2509.26238"
-    status = "strict and joint training, cascade, interactions, size-matched networks; calibrated"
+    status = "strict and joint training, cascade (calibrated over draws), interactions, size-matched networks"
     Config = TpcConfig
 
     def run(self, config: TpcConfig, lab: Lab) -> Findings:
