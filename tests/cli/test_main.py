@@ -68,9 +68,9 @@ def test_explain_in_words_and_as_a_page(cutaway, planted, checkpoint, tmp_path):
         "Instead of sentence 1",
         "control: 0 certified",
         "tokens decoded",
-        "page.html",
     ):
         assert part in text
+    assert "page.html" in "".join(done.out.split())  # a long path is broken over lines
     page = (tmp_path / "page.html").read_text()
     assert page.lower().startswith("<!doctype html")
     assert "Plan" in page

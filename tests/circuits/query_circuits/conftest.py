@@ -18,8 +18,9 @@ def speaker() -> Model:
     filled = [frame.format(first="", second="", giver="", place="", thing="") for frame in data.FRAMES]
     plain = {word for text in filled for word in re.findall(r"\w+", text)}
     neutral = {word for text in (*choices.NEUTRAL, QUESTION) for word in re.findall(r"\w+", text)}
-    names = [*data.NAMES.split(), *data.PLACES.split(), *data.THINGS.split(), *plain, *neutral]
-    first = [word.capitalize() for word in neutral if len(word) > 1]
+    # Sorted: the order of a set differs between runs, and the vocabulary decides what a random model answers.
+    names = [*data.NAMES.split(), *data.PLACES.split(), *data.THINGS.split(), *sorted(plain), *sorted(neutral)]
+    first = [word.capitalize() for word in sorted(neutral) if len(word) > 1]
     tokenizer = word_tokenizer(tuple(dict.fromkeys([*(f" {name}" for name in names), *first])))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
