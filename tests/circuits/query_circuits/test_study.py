@@ -116,7 +116,9 @@ def test_the_study_from_queries_to_page(speaker: Model, task: str) -> None:
 
 def test_a_stored_circuit_is_the_winner(speaker: Model, tmp_path: Any) -> None:
     study = QueryCircuitsStudy()
-    config = parse_config(study, {"queries": "1", "wordings": "1", "sizes": "[5, 150]", "steps": "2"})
+    config = parse_config(
+        study, {"queries": "1", "wordings": "1", "sizes": "[5, 150]", "steps": "2", "wrong_too": "true"}
+    )
     found = study.run(config, OneModel(speaker))
     path = tmp_path / "circuit.safetensors"
     path.write_bytes(found.artifacts["circuit-1.safetensors"])
