@@ -13,7 +13,7 @@ from cutaway.circuits.grouping import ungrouped
 from cutaway.circuits.pairs import Pairs
 from cutaway.circuits.record import Beginning, Record
 from cutaway.circuits.wiring import Wiring
-from cutaway.model.families import input_name, module_input
+from cutaway.model.families import module_input, with_input
 
 
 @dataclass
@@ -94,7 +94,7 @@ def _watch_layer(body: Anatomy, wiring: Wiring, layer: int, block: Block, seen: 
         given = module_input(args, kwargs)
         given = given.clone() if block.middle.gain is None else given
         seen.append(Seen(x[0], qkv[0], middle[0], given))
-        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): given})
+        return with_input(args, kwargs, given)
 
     def place(index: int) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

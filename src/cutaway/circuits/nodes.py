@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.model.families import Layout, Port, input_name, module_input
+from cutaway.model.families import Layout, Port, module_input, with_input
 from cutaway.model.model import Batch
 from cutaway.model.sites import parse
 
@@ -370,7 +370,7 @@ class _Hooks:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             tensor = module_input(args, kwargs)
             tensor = port.write(tensor, tensor, new(port.read(tensor, tensor)))
-            return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): tensor})
+            return with_input(args, kwargs, tensor)
 
         def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             given, tensor = module_input(args, kwargs), output[0] if isinstance(output, tuple) else output

@@ -32,7 +32,7 @@ from cutaway.circuits.memory import plan
 from cutaway.circuits.record import Beginning, Record, beginning, record
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError
-from cutaway.model.families import input_name, module_input
+from cutaway.model.families import module_input, with_input
 
 
 def run(
@@ -277,6 +277,6 @@ def _before(module: nn.Module, change: Any) -> Any:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         new = change(module_input(args, kwargs))
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): new})
+        return with_input(args, kwargs, new)
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)

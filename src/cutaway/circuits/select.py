@@ -64,9 +64,8 @@ def greedy(graph: CircuitGraph, n: int) -> Mask:
         raise UsageError("greedy walks from node to node: sum the scores over positions first")
     _check_size(n, graph.n_edges)
     # The readers that lead to each writer, and last the one that leads to the answer.
-    into: list[list[int]] = [[] for _ in wiring.writers] + [
-        [len(wiring.readers) - 1]
-    ]  # readers that lead to each writer, and the end
+    into: list[list[int]] = [[] for _ in wiring.writers]
+    into.append([len(wiring.readers) - 1])
     for reader in range(len(wiring.readers) - 1):
         for writer in wiring.outputs_of(reader):
             into[writer].append(reader)

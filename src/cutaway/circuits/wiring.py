@@ -98,14 +98,6 @@ class Wiring:
         """Return a reader's index; UsageError with the nearest name when there is none."""
         return _index(name, self.readers, "reader")
 
-    def writer_of(self, reader: int) -> int | None:
-        """Return the writer whose output this reader helps to make; None for a key or value that several heads share.
-
-        A shared reader belongs to several writers: see `outputs_of`.
-        """
-        outputs = self.outputs_of(reader)
-        return outputs[0] if len(outputs) == 1 else None
-
     def outputs_of(self, reader: int) -> tuple[int, ...]:
         """Return the writers whose output depends on this reader directly: its own head, heads or MLP."""
         layer, place = divmod(reader, self.readers_per_layer)

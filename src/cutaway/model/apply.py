@@ -21,7 +21,7 @@ from cutaway.model.edits import (
     Replace,
     Scale,
 )
-from cutaway.model.families import HEAD_KINDS, Layout, Port, input_name, module_input
+from cutaway.model.families import HEAD_KINDS, Layout, Port, module_input, with_input
 from cutaway.model.sites import Site, parse
 from cutaway.model.where import Locator
 
@@ -175,7 +175,7 @@ def _hook(module: nn.Module, side: str, changes: Sequence[Change]) -> Any:
         tensor = module_input(args, kwargs)
         for change in changes:
             tensor = change(tensor, tensor)
-        return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): tensor})
+        return with_input(args, kwargs, tensor)
 
     def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = module_input(args, kwargs)

@@ -196,6 +196,11 @@ def input_name(kwargs: dict[str, Any]) -> str:
     return "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
 
 
+def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a module's arguments with ``new`` for the tensor it is called on, as a forward pre-hook returns them."""
+    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): new})
+
+
 def _shape_of(blocks: nn.ModuleList) -> Shape | None:
     for shape in SHAPES:
         need = [f"{shape.attn}.{shape.o}", shape.mlp]

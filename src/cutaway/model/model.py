@@ -89,7 +89,7 @@ class Model:
         state = self.hf.state_dict(keep_vars=True)
         stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
         if self._fingerprint is None or self._fingerprint[0] != stamp:
-            self._fingerprint = (stamp, _hash_state(state))
+            self._fingerprint = (stamp, hash_state(state))
         return self._fingerprint[1]
 
     @property
@@ -200,7 +200,8 @@ class Model:
         return self.tokenizer
 
 
-def _hash_state(state: dict[str, Tensor]) -> str:
+def hash_state(state: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of a state dict."""
     total = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.errors import UsageError
-from cutaway.model.families import Layout, input_name, module_input
+from cutaway.model.families import Layout, module_input, with_input
 
 
 @contextmanager
@@ -44,6 +44,6 @@ def _enter(layer: int, resid: Tensor) -> Any:
             raise UsageError(
                 f"resid for block {layer} has shape {list(resid.shape)}, the forward's rows {list(given.shape)}"
             )
-        return ((resid, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): resid})
+        return with_input(args, kwargs, resid)
 
     return before

@@ -98,7 +98,7 @@ class TrainBatch:
     weights: Float[Tensor, "batch pos"]
     """Zero at the first token and at padding."""
     labels: Int[Tensor, "batch pos"] | None
-    rewards: Float[Tensor, "batch"]  # noqa: F821
+    rewards: Float[Tensor, " batch"]
     examples: tuple[int, ...]
     """Places in the data."""
 

@@ -7,7 +7,6 @@ own (``adapter_model.safetensors``, ``adapter_config.json``) with the fingerprin
 the first. Source: cards em-organisms and em-convergent.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.model import Batch, Model
 from cutaway.model.families import resolve
+from cutaway.model.model import hash_state
 
 _FILE = "adapter_model.safetensors"
 _NAME = "default"
@@ -227,13 +227,7 @@ def base_fingerprint(model: Model) -> str:
         for name, tensor in model.hf.state_dict().items()
         if ".lora_" not in name
     }
-    # The formula of Model.fingerprint; a test holds the two together.
-    total = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].cpu().contiguous()
-        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return hash_state(state)
 
 
 def refuse_other_weights(wanted: str, given: str, what: str) -> None:

@@ -12,6 +12,7 @@ Logits are formed only from the first position that carries loss on. Source: not
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -35,12 +36,12 @@ class Loss:
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Objective:
+class Objective(ABC):
     """What all objectives share: frozen dataclasses that can be called and described."""
 
+    @abstractmethod
     def __call__(self, model: Model, batch: TrainBatch) -> Loss:
         """Return the loss of one micro-batch; differentiable."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return kind and settings as JSON-able data, tensors by hash, models by fingerprint."""
@@ -170,7 +171,7 @@ def predictions(model: Model, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor
     return logits[chosen].float(), ids[chosen], batch.weights[:, 1 + first :][chosen], rows[chosen]
 
 
-def row_logps(model: Model, batch: TrainBatch) -> Float[Tensor, "batch"]:  # noqa: F821
+def row_logps(model: Model, batch: TrainBatch) -> Float[Tensor, " batch"]:
     """Return each row's log-probability, its tokens weighted."""
     logits, targets, weights, rows = predictions(model, batch)
     each = -functional.cross_entropy(logits, targets, reduction="none") * weights

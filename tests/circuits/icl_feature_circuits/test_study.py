@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cutaway.circuits.icl_feature_circuits.calibration import Counts, trial
+from cutaway.circuits.counts import Counts
+from cutaway.circuits.icl_feature_circuits.calibration import ASKED, trial
 from cutaway.circuits.icl_feature_circuits.data import ARROW
 from cutaway.circuits.icl_feature_circuits.dictionaries import Recipe, texts
 from cutaway.circuits.icl_feature_circuits.study import FeatureConfig
@@ -135,7 +136,7 @@ def test_held_out_queries_are_not_in_the_dictionaries_texts(tiny) -> None:
 @pytest.mark.slow
 def test_one_calibration_trial_meets_every_rate() -> None:
     """Slow: two models with their circuits, 12 to 28 s."""
-    counts = Counts()
+    counts = Counts(ASKED)
     trial(0, counts)
     failed = [rate for rate in counts.rates() if not rate.passed]
     assert failed == []

@@ -1,9 +1,8 @@
 """Planted in-context learners: what the method must find on them, and where it must stay silent."""
 
-from dataclasses import dataclass, field
-
 import torch
 
+from cutaway.circuits.counts import Counts
 from cutaway.circuits.icl_feature_circuits.data import Split, Task, few_shot, prepare, split, zero_shot
 from cutaway.circuits.icl_feature_circuits.feature_graph import places
 from cutaway.circuits.icl_feature_circuits.method import Settings, explain_circuit, explain_task
@@ -12,7 +11,6 @@ from cutaway.circuits.icl_feature_circuits.steering import steer
 from cutaway.circuits.icl_feature_circuits.task_vectors import Bench
 from cutaway.features import SparseDictionary
 from cutaway.planted.in_context import InContext, in_context
-from cutaway.study import Rate
 
 SETTINGS = Settings(shots=5, prompts=8, penalties=(0.05,), rate=0.1, steps=300, patience=60, pursuits=(10,))
 _SILENT = 0.02
@@ -39,24 +37,6 @@ ASKED = (
     ("false gain", "null tasks whose cleaned vector helps held-out queries, interval and all", None, 0.1),
     ("false executor", "null tasks with an executor or a link", None, 0.1),
 )
-
-
-@dataclass
-class Counts:
-    """Hits and trials by what was counted."""
-
-    hits: dict[str, int] = field(default_factory=dict)
-    trials: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, hit: bool) -> None:
-        self.hits[name] = self.hits.get(name, 0) + hit
-        self.trials[name] = self.trials.get(name, 0) + 1
-
-    def rates(self) -> tuple[Rate, ...]:
-        return tuple(
-            Rate(name, self.hits[name], self.trials[name], what=what, at_least=low, at_most=high)
-            for name, what, low, high in ASKED
-        )
 
 
 def planted_dictionary(planted: InContext, atoms: int | None = None) -> SparseDictionary:

@@ -22,7 +22,7 @@ from cutaway.circuits.icl_feature_circuits.data import Prompts
 from cutaway.circuits.icl_feature_circuits.feature_graph import Node, NodeEffects, Place, metric
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.model.families import input_name, module_input
+from cutaway.model.families import module_input, with_input
 from cutaway.stats import Interval, mean_interval
 
 Kept = Mapping[str, Bool[Tensor, "role latent"]]
@@ -327,7 +327,7 @@ def _hook(model: Model, site: str, change: Callable[[Tensor], Tensor]) -> list[A
 
     def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = change(module_input(args, kwargs))
-        return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, input_name(kwargs): value})
+        return with_input(args, kwargs, value)
 
     def after(_module: Any, _args: Any, output: Any) -> Any:
         value = change(output[0] if isinstance(output, tuple) else output)

@@ -122,9 +122,10 @@ class IclFeatureCircuits(Study[FeatureConfig]):
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Planted in-context learners: atoms, classes, edges and link as planted; silence on tasks without effect."""
-        from cutaway.circuits.icl_feature_circuits.calibration import Counts, trial
+        from cutaway.circuits.counts import Counts
+        from cutaway.circuits.icl_feature_circuits.calibration import ASKED, trial
 
-        started, trials, counts = time.monotonic(), 8 if trials is None else trials, Counts()
+        started, trials, counts = time.monotonic(), 8 if trials is None else trials, Counts(ASKED)
         for seed in range(trials):
             lab.progress(Progress(float(seed), float(trials), "planted models"))
             trial(seed, counts)

@@ -1,37 +1,17 @@
 """Planted sequence models: what the method must find on them, and where it must stay silent."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
+from cutaway.circuits.counts import Counts
 from cutaway.circuits.sequence_continuation.data import generate, prepare
 from cutaway.circuits.sequence_continuation.edges import prune_edges
 from cutaway.circuits.sequence_continuation.method import Bench, prune
 from cutaway.circuits.sequence_continuation.transfer import random_nodes, transfer
 from cutaway.errors import UsageError
 from cutaway.planted.sequence import VERBS, Composition, sequence
-from cutaway.study import Rate
 
 PROMPTS, CONTROLS, RANDOM = 12, 19, 6
 COMPOSITIONS: tuple[Composition, ...] = ("v", "k", "q")
-
-
-@dataclass
-class Counts:
-    """Hits and trials by what was counted."""
-
-    hits: dict[str, int] = field(default_factory=dict)
-    trials: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, hit: bool) -> None:
-        self.hits[name] = self.hits.get(name, 0) + hit
-        self.trials[name] = self.trials.get(name, 0) + 1
-
-    def rates(self) -> tuple[Rate, ...]:
-        return tuple(
-            Rate(name, self.hits[name], self.trials[name], what=what, at_least=low, at_most=high)
-            for name, what, low, high in ASKED
-        )
 
 
 ASKED = (

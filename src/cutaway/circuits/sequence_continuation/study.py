@@ -119,9 +119,10 @@ class SequenceContinuation(Study[SequenceConfig]):
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Planted circuits recovered in any order, transfer as planted; refusal and silence where there is nothing."""
-        from cutaway.circuits.sequence_continuation.calibration import Counts, trial
+        from cutaway.circuits.counts import Counts
+        from cutaway.circuits.sequence_continuation.calibration import ASKED, trial
 
-        started, trials, counts = time.monotonic(), 12 if trials is None else trials, Counts()
+        started, trials, counts = time.monotonic(), 12 if trials is None else trials, Counts(ASKED)
         for seed in range(trials):
             lab.progress(Progress(float(seed), float(trials), "planted models"))
             trial(seed, counts)
