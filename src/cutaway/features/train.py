@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.features.dictionary import Provenance
+from cutaway.features.kernels import by_latent, decoded, summed
 from cutaway.features.sparse import SparseDictionary
 
 Kind = Literal["topk", "batchtopk", "relu", "jumprelu", "gated"]
-_ROWS_AT_ONCE = 64
-"""Of gathered atoms: enough for a full product, small enough for the cache."""
 _BANDWIDTH = 0.05
 _RATE_AT = 2**14
 
@@ -208,24 +207,25 @@ class Trainer:
 
     @torch.no_grad()
     def _sparse(self, x: Tensor) -> tuple[float, float, Tensor]:
-        """Set the gradients of TopK or BatchTopK by hand; return FVU, L0 and the active latents."""
+        """Set the gradients of TopK or BatchTopK by hand; return FVU, L0 and which latents are active."""
         made = self.dictionary
         centred = x - made.b_dec
         pre = torch.addmm(made.b_enc, centred, made.w_enc.T)
         indices, values = self._chosen(pre)
-        out = nn.functional.embedding_bag(indices, made.w_dec, per_sample_weights=values, mode="sum") + made.b_dec
-        missed = out - x
+        out, pull_of = decoded(indices, values, made.w_dec)
+        missed = out + made.b_dec - x
         spread = (x - x.mean(0)).square().sum()
         gradient = missed * (2 / spread)
-        pull = _dots(gradient, made.w_dec, indices) * (values > 0)
-        made.w_dec.grad = _scatter(indices, values, gradient, made.n_latents)
-        made.w_enc.grad = _scatter(indices, pull, centred, made.n_latents)
-        made.b_enc.grad = torch.zeros_like(made.b_enc).index_add_(0, indices.flatten(), pull.flatten())
-        through = made.b_enc.grad @ made.w_enc
-        made.b_dec.grad = gradient.sum(0) - through
+        on = values > 0
+        pull = pull_of(gradient) * on
+        gathered = by_latent(indices, made.n_latents)
+        made.w_dec.grad = gathered(values, gradient)
+        made.w_enc.grad = gathered(pull, centred)
+        made.b_enc.grad = summed(indices, pull, made.n_latents)
+        made.b_dec.grad = gradient.sum(0) - made.b_enc.grad @ made.w_enc
         self._revive(pre, missed, centred)
-        active = indices[values > 0].unique()
-        return float(missed.square().sum() / spread), float((values > 0).sum() / len(x)), active
+        active = summed(indices, on.float(), made.n_latents) > 0
+        return float(missed.square().sum() / spread), float(on.sum() / len(x)), active
 
     def _chosen(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Return indices and values [row slot] of the latents kept."""
@@ -250,16 +250,17 @@ class Trainer:
         k = min(made.d_in // 2 if self.config.aux_k is None else self.config.aux_k, len(dead))
         top = pre[:, dead].topk(k, dim=-1, sorted=False)
         indices, values = dead[top.indices], top.values.relu()
-        out = nn.functional.embedding_bag(indices, made.w_dec, per_sample_weights=values, mode="sum")
+        out, pull_of = decoded(indices, values, made.w_dec)
         target = -missed
         gradient = (out - target) * (2 * self.config.aux_weight / (target - target.mean(0)).square().sum())
-        pull = _dots(gradient, made.w_dec, indices) * (values > 0)
+        pull = pull_of(gradient) * (values > 0)
+        gathered = by_latent(indices, made.n_latents)
         assert made.w_dec.grad is not None
         assert made.w_enc.grad is not None
         assert made.b_enc.grad is not None
-        made.w_dec.grad += _scatter(indices, values, gradient, made.n_latents)
-        made.w_enc.grad += _scatter(indices, pull, centred, made.n_latents)
-        made.b_enc.grad.index_add_(0, indices.flatten(), pull.flatten())
+        made.w_dec.grad += gathered(values, gradient)
+        made.w_enc.grad += gathered(pull, centred)
+        made.b_enc.grad += summed(indices, pull, made.n_latents)
 
     def _dense(self, x: Tensor) -> tuple[float, float, Tensor]:
         """Relu, gated and jumprelu by autograd."""
@@ -284,7 +285,7 @@ class Trainer:
         missed = values @ made.w_dec + made.b_dec - x
         fvu = missed.square().sum() / spread
         (fvu + price).backward()
-        active = (values > 0).any(0).nonzero()[:, 0]
+        active = (values > 0).any(0)
         return float(fvu.detach()), float((values > 0).sum() / len(x)), active
 
 
@@ -330,22 +331,3 @@ def _tangent(atoms: nn.Parameter) -> None:
     assert atoms.grad is not None
     with torch.no_grad():
         atoms.grad -= (atoms.grad * atoms).sum(-1, keepdim=True) * atoms
-
-
-def _dots(rows: Tensor, atoms: Tensor, indices: Tensor) -> Float[Tensor, "row slot"]:
-    """Return the product of each row with its own atoms."""
-    parts = [
-        torch.bmm(atoms[chosen], part[:, :, None])[:, :, 0]
-        for part, chosen in zip(rows.split(_ROWS_AT_ONCE), indices.split(_ROWS_AT_ONCE), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _scatter(indices: Tensor, weights: Tensor, rows: Tensor, n: int) -> Float[Tensor, "latent d_model"]:
-    """Return for each latent the weighted sum of the rows that it is active in; nothing dense is built."""
-    order = indices.flatten().argsort(stable=True)
-    counts = torch.bincount(indices.flatten(), minlength=n)
-    starts = counts.cumsum(0) - counts
-    return nn.functional.embedding_bag(
-        order // indices.shape[1], rows, starts, per_sample_weights=weights.flatten()[order], mode="sum"
-    )
