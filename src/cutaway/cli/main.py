@@ -238,6 +238,22 @@ def export(
         _write(out, text)
 
 
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help="Catalogue name, Hugging Face id, directory or GGUF file.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder of a feature index to browse.")] = None,
+    host: Annotated[str, typer.Option(help="Address; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="Token clients must give; or set CUTAWAY_TOKEN.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    ledger: LedgerUrl = None,
+) -> None:
+    """Serve the runs of the ledger as pages, loopback only by default."""
+    from cutaway.app.start import start
+
+    start(model, index=index, host=host, port=port, token_file=token_file, dtype=dtype, ledger=ledger)
+
+
 def _ledger(url: str | None) -> Any:
     from cutaway.ledger import Ledger, default_url
 
