@@ -15,6 +15,7 @@ from cutaway.model.edits import (
     AttentionMask,
     Edit,
     EditError,
+    GradientStep,
     Mask,
     Patch,
     Project,
@@ -55,7 +56,7 @@ class _Running:
             operand, inside = _align(edit, operand, rank, order, len(value))
             if inside is not None:
                 chosen = inside if chosen is None else chosen & inside
-        new = self._arithmetic(value, operand)
+        new = edit.stepped(value) if isinstance(edit, GradientStep) else self._arithmetic(value, operand)
         if chosen is not None:
             new = torch.where(chosen[(..., *[None] * rank)], new, value)
         self._note(new, value, operand)
@@ -263,6 +264,8 @@ def _check(edit: Edit, site: Site, dims: tuple[int, ...]) -> None:
             raise UsageError(f"{what}: {unit} {bad[0]} must be 0..{dims[0] - 1}")
     if isinstance(edit, Project) and edit.directions.shape[-1] != dims[-1]:
         raise UsageError(f"{what}: directions have {edit.directions.shape[-1]} entries, the site {dims[-1]}")
+    if isinstance(edit, GradientStep) and edit.w1.shape[-1] != dims[-1]:
+        raise UsageError(f"{what}: w1 reads {edit.w1.shape[-1]} entries, the site has {dims[-1]}")
     operand = _operand(edit)
     if operand is None or operand.ndim == 0:
         return

@@ -213,8 +213,79 @@ class AttentionBias(Edit):
         return f"pattern.{self.layer}"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientStep(Edit):
+    """Climb ``wish(h) = readout . relu(w2 relu(w1 h + b1) + b2)``: ``steps`` times ``h + scale * decay**s * gradient``.
+
+    The one edit whose push depends on the value it meets. The gradient is written out in closed form, and each
+    position climbs its own: a push depends neither on the text's length nor on padding.
+    """
+
+    site: str
+    w1: Tensor
+    """[hidden d]"""
+    b1: Tensor
+    w2: Tensor
+    """[out hidden]; the identity where the network has one hidden layer."""
+    b2: Tensor
+    readout: Tensor
+    """[out]"""
+    scale: float = 1.0
+    steps: int = 1
+    decay: float = 1.0
+    unit: bool = False
+    """Bring each gradient to length 1, so that a step is ``scale * decay**s`` long wherever there is a gradient."""
+    goal: float | None = None
+    """A position stops climbing once its wish has reached this."""
+    keep_norm: bool = False
+    """Bring each position back to the length it had."""
+    positions: Positions = None
+
+    def __post_init__(self) -> None:
+        tensors = {name: _tensor(self, name) for name in ("w1", "b1", "w2", "b2", "readout")}
+        shapes = [list(tensor.shape) for tensor in tensors.values()]
+        fits = [tensor.ndim for tensor in tensors.values()] == [2, 1, 2, 1, 1]
+        if not fits or self.w2.shape != (len(self.b2), len(self.b1)) or len(self.w1) != len(self.b1):
+            raise UsageError(
+                f"GradientStep at {self.site!r}: w1 [hidden d], b1 [hidden], w2 [out hidden], b2 [out], readout [out];"
+                f" given {shapes}"
+            )
+        if len(self.readout) != len(self.b2):
+            raise UsageError(f"GradientStep at {self.site!r}: readout has {len(self.readout)} entries, b2 {shapes[3]}")
+        if self.steps < 1:
+            raise UsageError(f"GradientStep at {self.site!r}: steps={self.steps}: 1 or more")
+        self._freeze(positions=_positions(self.positions))
+
+    def wish(self, value: Tensor) -> Tensor:
+        """Return what is climbed, at each position of ``value`` [... d]; fp32 or wider."""
+        w1, b1, w2, b2, readout = self._weights(value)
+        return ((value.to(w1) @ w1.T + b1).relu() @ w2.T + b2).relu() @ readout
+
+    def stepped(self, value: Tensor) -> Tensor:
+        """Return ``value`` [... d] after all steps; computed in fp32 or wider."""
+        w1, b1, w2, b2, readout = self._weights(value)
+        start = here = value.to(w1)
+        for step in range(self.steps):
+            inner = here @ w1.T + b1
+            outer = inner.relu() @ w2.T + b2
+            push = (((outer > 0) * readout) @ w2 * (inner > 0)) @ w1
+            if self.unit:
+                push = push / push.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(push.dtype).tiny)
+            if self.goal is not None:
+                push = push * (outer.relu() @ readout < self.goal)[..., None]
+            here = here + self.scale * self.decay**step * push
+        if self.keep_norm:
+            here = here * (start.norm(dim=-1, keepdim=True) / here.norm(dim=-1, keepdim=True))
+        return here.to(value.dtype)
+
+    def _weights(self, value: Tensor) -> list[Tensor]:
+        wide = torch.promote_types(value.dtype, torch.float32)
+        return [each.to(value.device, wide) for each in (self.w1, self.b1, self.w2, self.b2, self.readout)]
+
+
 EDITS: dict[str, type[Edit]] = {
-    kind.__name__: kind for kind in (Add, Project, Replace, Scale, Mask, AttentionMask, AttentionBias, Patch)
+    kind.__name__: kind
+    for kind in (Add, Project, Replace, Scale, Mask, AttentionMask, AttentionBias, Patch, GradientStep)
 }
 
 
