@@ -1,16 +1,15 @@
-"""What a polynomial monitor has to beat: networks of the same size, and shortcuts that need no activations.
+"""What a polynomial monitor has to beat: networks of the same size.
 
 `fit_mlp`: one hidden ReLU layer, as wide as makes its parameters those of a truncation. `fit_early_exit`: a ReLU
 network with a linear head on the input and after every layer, widths so that head n comes after as many parameters
-as order n, trained on the mean loss of all heads. `length_scores` and `word_scores` know the text only by its number
-of words, or by which words it has. Source: card tpc, Baselines and Beyond the paper.
+as order n, trained on the mean loss of all heads. What needs no activations: `cutaway.probes.shortcuts`. Source: card
+tpc, Baselines and Beyond the paper.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,29 +64,6 @@ def fit_early_exit(
         widths.append(before)
     epochs = recipe.epochs * max(1, recipe.order - 1)
     return _fit(train, validation, linear, widths, True, recipe, epochs)
-
-
-def length_scores(train: Sequence[str], labels: np.ndarray, test: Sequence[str]) -> Float[np.ndarray, " row"]:
-    """Scores of a logistic regression on the number of words and of characters."""
-    from sklearn.linear_model import LogisticRegression
-
-    def features(texts: Sequence[str]) -> np.ndarray:
-        return np.log1p(np.array([[len(text.split()), len(text)] for text in texts], dtype=float))
-
-    x = features(train)
-    centre, scale = x.mean(0), x.std(0) + 1e-9
-    fit = LogisticRegression().fit((x - centre) / scale, labels)
-    return np.asarray(fit.decision_function((features(test) - centre) / scale))
-
-
-def word_scores(train: Sequence[str], labels: np.ndarray, test: Sequence[str]) -> Float[np.ndarray, " row"]:
-    """Scores of a logistic regression on which words a text has."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    words = CountVectorizer(binary=True)
-    fit = LogisticRegression(max_iter=2000).fit(words.fit_transform(train), labels)
-    return np.asarray(fit.decision_function(words.transform(test)))
 
 
 def _fit(

@@ -22,8 +22,8 @@ from cutaway.planted.polynomial import (
     polynomial_model,
 )
 from cutaway.probes.activations import activations
+from cutaway.probes.scoring import area_gains
 from cutaway.probes.tpc.cascade import run_cascade, tune
-from cutaway.probes.tpc.compare import area_gains
 from cutaway.probes.tpc.method import Labelled, Recipe, f1, fit_polynomial
 from cutaway.probes.tpc.polynomial import Polynomial
 from cutaway.study import Rate

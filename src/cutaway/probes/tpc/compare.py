@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from scipy import stats as scipy_stats
 
 from cutaway.errors import UsageError
+from cutaway.probes.scoring import alarm_threshold, area_gains, auroc
 from cutaway.probes.tpc.baselines import fit_early_exit, fit_mlp
 from cutaway.probes.tpc.cascade import ladder, replay, run_cascade, tune
 from cutaway.probes.tpc.method import Labelled, Recipe, drops, f1, fit_linear, fit_polynomial
@@ -159,49 +158,6 @@ def compare(
 def difference(labels: np.ndarray, ours: np.ndarray, other: np.ndarray, seed: int = 0) -> Interval:
     """F1 of ``ours`` less that of ``other`` (flags), with a bootstrap interval that draws rows with both."""
     return _resampled(labels, (ours, other), seed)
-
-
-def auroc(labels: Bool[np.ndarray, " row"], scores: Float[np.ndarray, " row"], level: float = 0.95) -> Interval:
-    """Area under the curve with DeLong's interval; ties count half."""
-    found = _delong(*_placements(labels, scores), level)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
-def area_gains(
-    labels: Bool[np.ndarray, " row"], scores: Float[np.ndarray, "order row"], level: float = 0.95
-) -> tuple[Interval, ...]:
-    """AUROC of each order less that of order 1, paired (DeLong); all intervals hold together with ``level``."""
-    placed = [_placements(labels, row) for row in scores]
-    each = 1 - (1 - level) / max(1, len(scores) - 1)
-    return tuple(_delong(a - placed[0][0], b - placed[0][1], each) for a, b in placed[1:])
-
-
-def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of negatives below each positive, and of positives above each negative."""
-    above, below = scores[labels], scores[~labels]
-    ranks = scipy_stats.rankdata(np.concatenate([above, below]))
-    by_positive = (ranks[: len(above)] - scipy_stats.rankdata(above)) / max(1, len(below))
-    by_negative = 1 - (ranks[len(above) :] - scipy_stats.rankdata(below)) / max(1, len(above))
-    return by_positive, by_negative
-
-
-def _delong(by_positive: np.ndarray, by_negative: np.ndarray, level: float) -> Interval:
-    m, n = len(by_positive), len(by_negative)
-    if m < 2 or n < 2:
-        return Interval(float("nan"), float("nan"), float("nan"), m + n, level)
-    value = float(by_positive.mean())
-    error = math.sqrt(by_positive.var(ddof=1) / m + by_negative.var(ddof=1) / n)
-    half = float(scipy_stats.norm.ppf((1 + level) / 2) * error)
-    return Interval(value, value - half, value + half, m + n, level)
-
-
-def alarm_threshold(negatives: Float[np.ndarray, " row"], rate: float) -> float | None:
-    """Return the score that a new negative exceeds with probability at most ``rate``; None where there are too few.
-
-    The k-th largest of n with k = floor(rate * (n + 1)): conformal, so it holds for exchangeable rows of any kind.
-    """
-    k = math.floor(rate * (len(negatives) + 1) + 1e-9)
-    return None if k < 1 else float(np.sort(negatives)[-k])
 
 
 class _Judge:

@@ -117,8 +117,8 @@ class Tpc(Study[TpcConfig]):
 
 def shortcuts(prompts: Prompts) -> "dict[str, Interval]":
     """AUROC on test prompts of probes that see the text's length alone, or its words alone."""
-    from cutaway.probes.tpc.baselines import length_scores, word_scores
-    from cutaway.probes.tpc.compare import auroc
+    from cutaway.probes.scoring import auroc
+    from cutaway.probes.shortcuts import length_scores, word_scores
 
     discovery, test = (*prompts.train, *prompts.validation), prompts.test
     texts, held = [each.text for each in discovery], [each.text for each in test]
