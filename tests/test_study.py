@@ -177,6 +177,9 @@ def test_settings_are_read_as_their_fields_types() -> None:
         model=None, tosses=3, bias=0.25, side="tails", weights=(1.0, 2.5), label="12", loud=True
     )
     assert parse_config(Toss(), {"label": "null"}).label == "null"
+    assert parse_config(Toss(), {"weights": "1, 2.5"}).weights == (1.0, 2.5)
+    assert parse_config(Toss(), {"weights": "3"}).weights == (3.0,)
+    assert parse_config(Toss(), {"weights": ""}).weights == ()
     assert parse_config(Toss(), {}) == Coin()
 
 
@@ -187,6 +190,7 @@ def test_settings_are_read_as_their_fields_types() -> None:
         ({"tosses": "many"}, r"coin-toss: tosses=many: .*integer"),
         ({"tosses": "0", "side": "edge"}, r"tosses=0: .*; side=edge: .*'heads'"),
         ({"weights": "[1"}, r"weights=\[1: "),
+        ({"weights": "1,two"}, r"weights=1,two: .*number"),
     ],
 )
 def test_bad_settings_become_one_line(given: dict[str, str], named: str) -> None:

@@ -17,9 +17,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from cutaway.charts import Chart, Heat, charts_json
 from cutaway.errors import UsageError, nearest
@@ -305,18 +306,22 @@ def parse_config(study: Study[C], settings: Mapping[str, str]) -> C:
     """Build a study's config from ``key=value`` strings.
 
     A value is taken as its field's type reads it (``3``, ``0.5``, ``true``, plain text), else as JSON
-    (``[1, 2]``); ``null`` is None where the field allows it. UsageError names the field and the value.
+    (``[1, 2]``); a field of several values also takes them with commas (``1,2``); ``null`` is None where the field
+    allows it. UsageError names the field and the value.
     """
     fields = study.Config.model_fields
     for key, text in settings.items():
         if key not in fields:
             raise UsageError(f"{key}={text}: {study.id} has no setting {key!r}{nearest(key, fields)}")
-    first = {key: None if text == "null" else text for key, text in settings.items()}
+    read = {key: _listed(text) if _holds_several(fields[key]) else text for key, text in settings.items()}
+    first = {key: None if value == "null" else value for key, value in read.items()}
     try:
         return study.Config.model_validate(first)  # type: ignore[return-value]
     except ValidationError as error:
         refused = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
-    second = {key: _from_json(settings[key]) if key in refused else value for key, value in first.items()}
+    second = first | {
+        key: _from_json(value) for key, value in read.items() if key in refused and isinstance(value, str)
+    }
     try:
         return study.Config.model_validate(second)  # type: ignore[return-value]
     except ValidationError as error:
@@ -335,6 +340,16 @@ def paper_table(studies: Iterable[Study[Any]]) -> str:
 
 def _finite(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else float(number)
+
+
+def _holds_several(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) in (tuple, list)
+
+
+def _listed(text: str) -> str | list[str]:
+    if text == "null" or text.lstrip().startswith("["):
+        return text
+    return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
 def _from_json(text: str) -> Any:

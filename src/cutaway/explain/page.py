@@ -17,6 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cutaway.sampling import without_end_mark
+
 VIEWER_SCRIPTS = ("view_state.js", "view_plot.js", "view_rows.js", "view_detail.js", "view_start.js")
 VIEWER_STYLES = ("report.css", "viewer.css")
 
@@ -83,6 +85,11 @@ def number(value: float) -> str:
     return "0" if text == "-0" else text.replace("-", "−", 1) if text.startswith("-") else text
 
 
+def shown(sentence: str) -> str:
+    """A sentence as it is read: no white space around it, no end-of-turn mark behind it."""
+    return without_end_mark(sentence.strip()).strip()
+
+
 @cache
 def _own(name: str) -> str:
     return (files("cutaway.explain") / "templates" / name).read_text(encoding="utf-8")
@@ -93,5 +100,5 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("cutaway.explain"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"prob": probability, "signed": signed, "number": number}
+    environment.filters |= {"prob": probability, "signed": signed, "number": number, "shown": shown}
     return environment

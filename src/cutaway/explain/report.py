@@ -16,6 +16,7 @@ from cutaway.explain.page import VIEWER_SCRIPTS, VIEWER_STYLES, embedded, probab
 from cutaway.explain.views import viewer_data
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, AnchorMap
 from cutaway.reasoning.view import TraceView
+from cutaway.sampling import without_end_mark
 
 SCRIPTS = ("core.js", "figure.js", "trace.js")
 HIGH_TRUNCATED = 0.10
@@ -156,7 +157,8 @@ def _answer_name(answer: str) -> str:
 
 
 def _plain(anchors: AnchorMap) -> dict[str, Any]:
-    return {f.name: _json_value(getattr(anchors, f.name)) for f in fields(anchors)}
+    values = {f.name: _json_value(getattr(anchors, f.name)) for f in fields(anchors)}
+    return values | {"sentences": [without_end_mark(text) for text in anchors.sentences]}
 
 
 def _json_value(value: Any) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cutaway.explain.page import rounded
 from cutaway.reasoning.view import CATEGORIES, Alternative, Links, TraceView, Track
+from cutaway.sampling import without_end_mark
 
 KEPT_LINKS = 20
 """Strongest links kept a sentence and direction; as many as the page can be asked to show."""
@@ -29,7 +30,7 @@ def viewer_data(view: TraceView) -> dict[str, Any]:
     return {
         "title": view.title,
         "answer": view.answer,
-        "sentences": list(view.sentences),
+        "sentences": [without_end_mark(text) for text in view.sentences],
         "curve": None if view.curve is None else _track(view.curve),
         "kinds": [{"name": name.replace("_", " "), "short": SHORT[name]} for name in CATEGORIES],
         "kind": None if view.categories is None else [CATEGORIES.index(name) for name in view.categories],
@@ -83,6 +84,7 @@ def _alternatives(group: tuple[Alternative, ...]) -> dict[str, Any]:
 
 
 def _alternative(one: Alternative) -> dict[str, Any]:
-    text = one.text if len(one.text) <= LONGEST_ALTERNATIVE else one.text[: LONGEST_ALTERNATIVE - 1] + "…"
+    text = without_end_mark(one.text)
+    text = text if len(text) <= LONGEST_ALTERNATIVE else text[: LONGEST_ALTERNATIVE - 1] + "…"
     answers = {name: rounded(float(share), 4) for name, share in one.answers.items()}
     return {"text": text, "count": one.count, "share": rounded(float(one.share), 4), "answers": answers}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cutaway.sampling.sentences import split_text, split_tokens
+from cutaway.sampling.sentences import split_text, split_tokens, without_end_mark
 from cutaway.sampling.trace import Trace, make_trace
 from cutaway.sampling.types import Cost, Engine, Request, Rollout, Settings
 
@@ -25,6 +25,7 @@ __all__ = [
     "sample",
     "split_text",
     "split_tokens",
+    "without_end_mark",
 ]
 
 _HEAVY = {

@@ -14,6 +14,16 @@ SHORTEST = 10
 # White space in front of the next word belongs to that word's token in most vocabularies, so the cut falls before
 # the last blank; line breaks stay with the sentence they end.
 _CUT = re.compile(r"(?<=[.?!])(?=[ \t])|(?<=[.?!])\n+|\n\s*\n+")
+_END_MARKS = re.compile(r"(?:<[^<>\s]{1,20}>\s*)+$")
+
+
+def without_end_mark(text: str) -> str:
+    """``text`` for a reader: the marks with which a model ended its turn (``<|im_end|>``, ``</s>``) are left out.
+
+    >>> without_end_mark("The answer is 7.<|im_end|>")
+    'The answer is 7.'
+    """
+    return _END_MARKS.sub("", text)
 
 
 def split_text(text: str, shortest: int = SHORTEST) -> list[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """What every analysis of this paper shares: one chain of thought, one pool of rollouts, one way to compare outcomes."""
 
-import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,23 @@ from scipy import stats
 from cutaway.errors import UsageError
 from cutaway.reasoning.embedding import Embed, cosine
 from cutaway.reasoning.rollouts import Report, rollout_seeds
-from cutaway.sampling import BranchTree, Engine, Request, Rollout, Settings, Trace, sample, split_text, split_tokens
+from cutaway.sampling import (
+    BranchTree,
+    Engine,
+    Request,
+    Rollout,
+    Settings,
+    Trace,
+    sample,
+    split_text,
+    split_tokens,
+    without_end_mark,
+)
 from cutaway.stats import Interval, difference_interval, kl
 
 NO_ANSWER = "(none)"
 Ids = tuple[int, ...]
 Decode = Callable[[Sequence[int]], str]
-_END_MARK = re.compile(r"(?:<[^<>\s]{1,20}>\s*)+$")
 
 
 class Pool:
@@ -172,7 +181,7 @@ class Chain:
 
 def plain(text: str) -> str:
     """A sentence trimmed, without an end-of-text mark behind it."""
-    return _END_MARK.sub("", text.strip()).strip()
+    return without_end_mark(text.strip()).strip()
 
 
 def texts_of(ids: Sequence[int], decode: Decode) -> list[str]:
