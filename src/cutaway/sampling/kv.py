@@ -83,12 +83,6 @@ def _cropped(trunk: Trunk, tokens: int, rows: int) -> DynamicCache:
     return cache
 
 
-def _longer(buffer: Float[Tensor, "slot head pos d_head"]) -> Float[Tensor, "slot head longer d_head"]:
-    # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
-    slots, heads, _, width = buffer.shape
-    return torch.cat([buffer, buffer.new_zeros(slots, heads, GROWTH, width)], dim=2)
-
-
 class Tails(Cache):
     """The rows' own keys and values, [slot, head, pos, d_head] a layer, written in place at each row's length."""
 
@@ -101,7 +95,7 @@ class Tails(Cache):
         self.view = 0
         self.trunk_view = 0
         self._buffers = [
-            (k.new_zeros(slots, k.shape[0], 0, k.shape[-1]), v.new_zeros(slots, v.shape[0], 0, v.shape[-1]))
+            (k.new_zeros(0, k.shape[0], 0, k.shape[-1]), v.new_zeros(0, v.shape[0], 0, v.shape[-1]))
             for k, v in zip(trunk.keys, trunk.values, strict=True)
         ]
 
@@ -114,18 +108,29 @@ class Tails(Cache):
         """Make room for one more token in each of the first slots, whose rows leave the trunk at ``prefix``."""
         self.prefix, self.trunk_view = prefix, int(prefix.max())
         self.view = int(self.lengths[: self.rows].max()) + 1
-        while self.view > self._buffers[0][0].shape[2]:
-            self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
+        self._reserve(self.rows, self.view)
 
     def load(self, slot: int, rest: "Rest") -> None:
-        """Start a row in ``slot`` behind ``rest``."""
+        """Start a row in ``slot``, all before it in use, behind ``rest``."""
         n = rest.tokens
-        while n > self._buffers[0][0].shape[2]:
-            self._buffers = [(_longer(keys), _longer(values)) for keys, values in self._buffers]
+        self._reserve(slot + 1, max(n, int(self.lengths[:slot].max()) if slot else 0))
         for (keys, values), key, value in zip(self._buffers, rest.keys, rest.values, strict=True):
             keys[slot, :, :n] = key
             values[slot, :, :n] = value
         self.lengths[slot] = n
+
+    def _reserve(self, slots: int, length: int) -> None:
+        """Have room for the first ``slots`` rows at ``length`` tokens each; they keep what they hold.
+
+        Buffers that are too small are made anew at the size needed now, so what one long row took is given back.
+        """
+        have, _, long, _ = self._buffers[0][0].shape
+        if slots <= have and length <= long:
+            return
+        # A quarter more of what ran out, so that one token more does not mean one copy more.
+        slots = min(self.slots, max(slots, have + have // 4)) if slots > have else slots
+        length = -(-max(length, long + long // 4 if length > long else 0) // GROWTH) * GROWTH
+        self._buffers = [(_moved(keys, slots, length), _moved(values, slots, length)) for keys, values in self._buffers]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -159,6 +164,16 @@ class Tails(Cache):
         self.lengths[target] = n
 
 
+def _moved(
+    buffer: Float[Tensor, "slot head pos d_head"], slots: int, length: int
+) -> Float[Tensor, "new head to d_head"]:
+    # Zeros, not uninitialised memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
+    new = buffer.new_zeros(slots, buffer.shape[1], length, buffer.shape[3])
+    rows, tokens = min(slots, buffer.shape[0]), min(length, buffer.shape[2])
+    new[:rows, :, :tokens] = buffer[:rows, :, :tokens]
+    return new
+
+
 @dataclass(frozen=True)
 class Rest:
     """What a prefix has beyond its trunk: keys and values of a few tokens, and the last one's hidden state."""
@@ -180,16 +195,21 @@ Place = tuple[int, tuple[int, ...]]
 class Rests:
     """Reads the rests of rows that will come, several in a forward, in the order in which they come."""
 
-    def __init__(self, hf: PreTrainedModel, trunk: Trunk, coming: Sequence[Place]) -> None:
+    def __init__(self, hf: PreTrainedModel, trunk: Trunk) -> None:
         self._hf, self._trunk = hf, trunk
-        self._uses = Counter(coming)
-        self._queue = list(dict.fromkeys(coming))
+        self._uses: Counter[Place] = Counter()
+        self._queue: list[Place] = []
         self._ready: dict[Place, Rest] = {}
         width = sum(
             k.shape[0] * k.shape[-1] + v.shape[0] * v.shape[-1] for k, v in zip(trunk.keys, trunk.values, strict=True)
         )
         self._room = AHEAD // max(1, width * trunk.hidden.dtype.itemsize)
         """Tokens of keys and values that fit in a read."""
+
+    def expect(self, coming: Sequence[Place]) -> None:
+        """Say which rests will be taken, in their order, so that one read may serve several."""
+        self._queue += [place for place in dict.fromkeys(coming) if not self._uses[place]]
+        self._uses.update(coming)
 
     def take(self, place: Place) -> tuple[Rest, int]:
         """Return a row's rest, forgotten after its last use, and how many tokens were read for it and those after."""
@@ -211,14 +231,6 @@ class Rests:
         lengths = [len(rest) for _, rest in batch]
         # Padded on the right: no real token sees what stands behind it, and distances stay what they are.
         ids = torch.tensor([list(rest) + [0] * (max(lengths) - len(rest)) for _, rest in batch], device=self._hf.device)
-        cache = DynamicCache()
-        for layer, (k, v) in enumerate(zip(self._trunk.keys, self._trunk.values, strict=True)):
-            if crop:
-                cache.update(
-                    k[None, :, :crop].expand(len(batch), -1, -1, -1),
-                    v[None, :, :crop].expand(len(batch), -1, -1, -1),
-                    layer,
-                )
         positions = torch.arange(crop, crop + max(lengths), device=self._hf.device)[None]
         cache = _cropped(self._trunk, crop, len(batch))
         hidden = self._hf.get_decoder()(
