@@ -51,7 +51,7 @@ Rule = Literal["left", "midpoint"]
 NormGradient = Literal["true", "frozen"]
 
 
-_TOKENS_AT_ONCE = 40
+_TOKENS_AT_ONCE = 20
 """Of all points and pairs in one pass on a processor: as fast as more of them, and a fraction of their memory."""
 
 
