@@ -92,8 +92,8 @@ def identical(found: dict[str, list[Run]], peer: str) -> list[bool]:
 
 def main() -> None:
     given = options(__doc__)
-    block, blocks = (10, 2) if given.quick else (BLOCK, DIALOGUES // BLOCK)
-    sizes = {"kept": block, "again": block, "generate": ALONE}
+    block, blocks = (5, 1) if given.quick else (BLOCK, DIALOGUES // BLOCK)
+    sizes = {"kept": block, "again": block, "generate": 1 if given.quick else ALONE}
     model = load_model("smollm2-135m-instruct", dtype="float32")
 
     def side(name: str, repeat: int) -> tuple[Answers, Cost]:

@@ -8,7 +8,7 @@ import pytest
 
 from cutaway.circuits.draw import svg
 from cutaway.circuits.graph import CircuitGraph, Header
-from cutaway.circuits.view import CircuitView, Curve, circuit_view
+from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError
 
@@ -27,7 +27,7 @@ def make() -> tuple[CircuitGraph, list[np.ndarray]]:
 
 def test_edges_carry_the_sizes_they_belong_to() -> None:
     graph, masks = make()
-    curve = Curve("faithfulness", (0.0, None, 0.9), control=(0.0, 0.1, 0.1))
+    curve = SizeCurve("faithfulness", (0.0, None, 0.9), control=(0.0, 0.1, 0.1))
     view = circuit_view(graph, masks, curve, title="t", tokens=["a"], asked=[1, 5, 9])
     assert (view.asked, view.kept, view.curve.value) == ((5, 9), (3, 4), (None, 0.9))
     drawn = {(view.nodes[e.source].name, view.nodes[e.target].name, e.port): e.sizes for e in view.edges}
@@ -43,7 +43,7 @@ def test_edges_carry_the_sizes_they_belong_to() -> None:
 
 def test_svg_draws_the_size_asked_for_and_escapes_the_title() -> None:
     graph, masks = make()
-    view = circuit_view(graph, masks[1:], Curve("f", (0.5, 0.9)), title="<script>")
+    view = circuit_view(graph, masks[1:], SizeCurve("f", (0.5, 0.9)), title="<script>")
     root = fromstring(svg(view, 0))
     tag = "{http://www.w3.org/2000/svg}"
     assert len(root.findall(f"{tag}path")) == 4
@@ -56,6 +56,6 @@ def test_svg_draws_the_size_asked_for_and_escapes_the_title() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     graph, masks = make()
     with pytest.raises(UsageError, match="no circuit with 1 to"):
-        circuit_view(graph, masks[:1], Curve("f", (0.0,)), title="t")
+        circuit_view(graph, masks[:1], SizeCurve("f", (0.0,)), title="t")
     with pytest.raises(UsageError, match="2 sizes, the circuits 3"):
-        circuit_view(graph, masks, Curve("f", (0.0, 1.0)), title="t")
+        circuit_view(graph, masks, SizeCurve("f", (0.0, 1.0)), title="t")

@@ -8,7 +8,7 @@ import pytest
 from page_reader import HOSTILE, Page, check_sealed
 
 from cutaway.circuits.graph import CircuitGraph, Header
-from cutaway.circuits.view import CircuitView, Curve, circuit_view
+from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view
 from cutaway.circuits.wiring import Wiring
 from cutaway.explain import run_page
 from cutaway.ledger import RunRecord
@@ -30,7 +30,7 @@ def view() -> CircuitView:
         masks.append(mask.reshape(wiring.legal.shape))
     tokens = ["Mary", HOSTILE, " gave"]
     attention = {name: np.tril(np.ones((3, 3))) / 3 for name in wiring.writers if name.startswith("z.")}
-    curve = Curve("faithfulness", (0.2, 0.6, 0.9), (0.1, 0.5, 0.8), (0.3, 0.7, 1.0), (0.0, 0.0, 0.1))
+    curve = SizeCurve("faithfulness", (0.2, 0.6, 0.9), (0.1, 0.5, 0.8), (0.3, 0.7, 1.0), (0.0, 0.0, 0.1))
     return circuit_view(graph, masks, curve, title=HOSTILE, tokens=tokens, corrupted=tokens, attention=attention)
 
 

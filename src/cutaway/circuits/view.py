@@ -42,7 +42,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Curve:
+class SizeCurve:
     """How well circuits of growing size do, with interval and control; None where undefined."""
 
     name: str
@@ -67,7 +67,7 @@ class CircuitView:
     """Edges asked for, each circuit; ascending."""
     kept: tuple[int, ...]
     """Edges left once loose ends were pruned."""
-    curve: Curve
+    curve: SizeCurve
     attention: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     """``z.L.H`` to the head's pattern on the clean prompt, [query key]."""
     about: Mapping[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class CircuitView:
             **lists,
             nodes=tuple(Node(**each) for each in data["nodes"]),
             edges=tuple(Edge(**each) for each in data["edges"]),
-            curve=Curve(**curve),
+            curve=SizeCurve(**curve),
             attention={name: tuple(map(tuple, rows)) for name, rows in data["attention"].items()},
             about=dict(data["about"]),
         )
@@ -96,7 +96,7 @@ class CircuitView:
 def circuit_view(
     graph: CircuitGraph,
     masks: Sequence[Bool[np.ndarray, "writer reader"]],
-    curve: Curve,
+    curve: SizeCurve,
     *,
     title: str,
     tokens: Sequence[str] = (),
@@ -138,7 +138,7 @@ def circuit_view(
         edges=tuple(sorted(edges, key=lambda edge: abs(edge.score))),
         asked=tuple((kept if asked is None else list(asked))[i] for i in drawn),
         kept=tuple(kept[i] for i in drawn),
-        curve=Curve(curve.name, pick(curve.value), pick(curve.low), pick(curve.high), pick(curve.control)),
+        curve=SizeCurve(curve.name, pick(curve.value), pick(curve.low), pick(curve.high), pick(curve.control)),
         attention={
             name: tuple(tuple(round(float(x), 4) for x in row) for row in pattern)
             for name, pattern in (attention or {}).items()

@@ -14,7 +14,7 @@ from cutaway.charts import Chart, Heat, Series
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.query_circuits.data import Queries, Query
 from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas, halfway
-from cutaway.circuits.view import CircuitView, Curve, circuit_view
+from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view
 from cutaway.model import Model
 from cutaway.stats import Interval, paired_difference
 from cutaway.study import Finding
@@ -208,7 +208,7 @@ def drawing(model: Model, found: QueryCircuits, query: Query) -> CircuitView:
     return circuit_view(
         first.graph,
         list(first.masks),
-        Curve(f"NDF, {where}", value, control=control),
+        SizeCurve(f"NDF, {where}", value, control=control),
         title=first.name,
         tokens=[model.decode([token]) for token in query.pair.clean],
         corrupted=[model.decode([token]) for token in query.pair.corrupted],
