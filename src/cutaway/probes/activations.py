@@ -45,7 +45,7 @@ _VERSION = "1"
 class Pooled:
     """Activations of ``n`` texts, in their order; ``at[site, pooling]`` are one row a text (or one a token)."""
 
-    values: dict[tuple[str, str], tuple[Float[Tensor, "rows d"], ...]] = field(repr=False)
+    values: dict[tuple[str, str], tuple[Float[Tensor, "_ _"], ...]] = field(repr=False)
     """By (site, pooling) and text: [1 d], or [token d] for ``tokens``."""
     lengths: tuple[int, ...]
     """Token ids of each text that were read, special tokens included."""

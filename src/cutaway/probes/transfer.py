@@ -183,9 +183,12 @@ def agreement(
 
 
 def shortcuts_of(
-    home: Labelled, others: Sequence[Labelled], latents: Sequence[int], strong: float = 0.7
+    home: Labelled, others: Sequence[Labelled], latents: Sequence[int], strong: float = 0.7, level: float = 0.998
 ) -> dict[int, str]:
-    """Say of each latent that is strong at home whether it transfers: its interval away from 0.5, the same way."""
+    """Say of each latent that is strong at home whether it transfers: its interval above 0.5, the same way round.
+
+    ``level`` is strict because several latents are tried on several sets.
+    """
     assert home.codes is not None
     verdicts = {}
     for latent in latents:
@@ -194,7 +197,7 @@ def shortcuts_of(
         if max(at_home.value, 1 - at_home.value) < strong:
             continue
         away = [
-            auroc(each.y, side * columns(each.codes, [latent])[:, 0], clusters=np.asarray(each.groups))
+            auroc(each.y, side * columns(each.codes, [latent])[:, 0], level, np.asarray(each.groups))
             for each in others
             if each.codes is not None
         ]

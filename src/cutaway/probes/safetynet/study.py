@@ -29,13 +29,13 @@ class SafetyNetConfig(StudyConfig):
     """Questions with the trigger, and as many with a decoy."""
     trained: int = Field(120, ge=4)
     """Questions to plant the backdoor with, of each kind (plain, decoy, triggered)."""
-    steps: int = Field(90, ge=1)
+    steps: int = Field(120, ge=1)
     """Of training."""
     rank: int = Field(8, ge=1)
     """Of the adapter that carries the backdoor."""
     first_layer: int = Field(10, ge=0)
     """Lowest layer with an adapter."""
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Of training."""
     answer: int = Field(6, ge=1)
     """Tokens of the model's own answer that it is kept to on other prompts."""
@@ -159,7 +159,7 @@ def _planted(config: SafetyNetConfig, lab: Lab, base: "Model", prompts: "Backdoo
         return adapted
     layers = tuple(range(config.first_layer, model.n_layers))
     spec = LoraSpec(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), layers, rank=config.rank, alpha=2.0 * config.rank, rslora=False
+        ("q_proj", "v_proj", "o_proj", "down_proj"), layers, rank=config.rank, alpha=2.0 * config.rank, rslora=False
     )
     settings = TrainConfig(
         rate=config.learning_rate,
