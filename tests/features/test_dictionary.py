@@ -1,6 +1,7 @@
 """Codes and dictionaries: sparse equals dense, formulae by hand, round trips, bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from cutaway.errors import CutawayError, UsageError
 from cutaway.features import Codes, Dictionary, SparseDictionary, load_dictionary
 from cutaway.features.dictionary import Provenance, sparse
+from cutaway.model import Model
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
 
@@ -35,7 +37,8 @@ def rows(n: int = 7) -> torch.Tensor:
 def by_hand(d: SparseDictionary, x: torch.Tensor) -> torch.Tensor:
     """The reconstruction of one row, latent by latent."""
     mean, spread = x.mean(), x.std() + 1e-5
-    seen = {"none": x, "scale": x * d.scale, "layer_norm": (x - mean) / spread}[d.normaliser]
+    length = x.norm() / len(x) ** 0.5
+    seen = {"none": x, "scale": x * d.scale, "layer_norm": (x - mean) / spread, "row_norm": x / length}[d.normaliser]
     inside = seen - d.b_dec if d.subtract_bias else seen
     out = d.b_dec.clone()
     pre = torch.stack([(d.w_enc[i] * inside).sum() + d.b_enc[i] for i in range(d.n_latents)])
@@ -52,12 +55,13 @@ def by_hand(d: SparseDictionary, x: torch.Tensor) -> torch.Tensor:
         out = out + value * d.w_dec[i]
     if d.w_skip is not None:
         out = out + d.w_skip @ seen
-    return {"none": out, "scale": out / d.scale, "layer_norm": out * spread + mean}[d.normaliser]
+    undone = {"none": out, "scale": out / d.scale, "layer_norm": out * spread + mean, "row_norm": out * length}
+    return undone[d.normaliser]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normaliser", ["none", "scale", "layer_norm"])
+@pytest.mark.parametrize("normaliser", ["none", "scale", "layer_norm", "row_norm"])
 def test_equals_the_formulae_latent_by_latent(kind: str, normaliser: str) -> None:
     for changes in ({}, {"subtract_bias": False, "skip": True}):
         dictionary = made(kind, normaliser=normaliser, **changes)
@@ -106,6 +110,18 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     again = load_dictionary(tmp_path)
     assert torch.equal(again(rows()), dictionary(rows()))
     assert (again.provenance, again.to_dict()) == (dictionary.provenance, dictionary.to_dict())
+
+
+def test_a_dictionary_is_checked_against_its_model(tmp_path: Path, model: Model) -> None:
+    about = Provenance("reader", model.fingerprint, "resid_post.1")
+    SparseDictionary(16, 20, k=2, provenance=about).save(tmp_path / "own")
+    assert load_dictionary(tmp_path / "own", model).provenance == about
+    SparseDictionary(8, 20, k=2, provenance=about).save(tmp_path / "narrow")
+    with pytest.raises(UsageError, match="reads 8 dimensions; reader-0 has 16"):
+        load_dictionary(tmp_path / "narrow", model)
+    SparseDictionary(16, 20, k=2, provenance=replace(about, fingerprint="x")).save(tmp_path / "other")
+    with pytest.raises(UsageError, match="other weights"):
+        load_dictionary(tmp_path / "other", model)
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def by_formula(folder: Path, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     """Values and reconstruction as SAELens computes them, with nothing folded."""
     config, t = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
     mean, spread = rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True) + 1e-5
-    seen = (rows - mean) / spread if config["normalize_activations"] == "layer_norm" else rows
+    how, coefficient = config["normalize_activations"], rows.shape[1] ** 0.5 / rows.norm(dim=-1, keepdim=True)
+    seen = {"layer_norm": (rows - mean) / spread, "constant_norm_rescale": rows * coefficient}.get(how, rows)
     inside = seen - t["b_dec"] if config["apply_b_dec_to_input"] else seen
     kind, norms = config["architecture"], t["W_dec"].norm(dim=-1)
     if kind == "gated":
@@ -90,13 +91,14 @@ def by_formula(folder: Path, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     out = stored @ t["W_dec"] + t["b_dec"]
     if "W_skip" in t:
         out = out + rows @ t["W_skip"].T
-    return values, out * spread + mean if config["normalize_activations"] == "layer_norm" else out
+    return values, {"layer_norm": out * spread + mean, "constant_norm_rescale": out / coefficient}.get(how, out)
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "standard": ({}, {}, "folded"),
     "no input bias": ({"apply_b_dec_to_input": False}, {}, "folded"),
     "layer norm": ({"normalize_activations": "layer_norm"}, {}, "folded"),
+    "norm of rows": ({"normalize_activations": "constant_norm_rescale"}, {}, "folded"),
     "topk": ({"architecture": "topk", "k": 2}, {}, "kept"),
     "topk rescaled": ({"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": True}, {}, "rescaled"),
     "jumprelu": ({"architecture": "jumprelu"}, JUMP, "folded"),
@@ -126,6 +128,50 @@ def test_saelens_computes_what_the_tool_computes(case: str, tmp_path: Path) -> N
         as_stored = read_saelens(tmp_path, fold=False)
         assert torch.allclose(as_stored.encode(x()).dense(), values, atol=1e-5)
         assert as_stored.provenance.settings["norms"] == "kept"
+
+
+def test_as_many_latents_as_dimensions_is_read_by_the_format(tmp_path: Path) -> None:
+    """A square matrix fits both ways round: only one of them is what the tool computes."""
+    saelens(tmp_path, {}, {}, n=D)
+    values, out = by_formula(tmp_path, x())
+    made = read_saelens(tmp_path, fold=False)
+    assert torch.allclose(made(x()), out, atol=1e-5)
+    assert torch.allclose(made.encode(x()).dense(), values, atol=1e-5)
+    turned = made.encode(x()).dense() @ made.w_dec.T + made.b_dec
+    assert not torch.allclose(turned, out, atol=1e-1)
+
+
+def test_norms_of_rows_round_trip_through_saelens_only(tmp_path: Path) -> None:
+    original = made("relu", normaliser="row_norm", subtract_bias=True)
+    write_saelens(original, tmp_path)
+    again = read_saelens(tmp_path, fold=False)
+    assert again.normaliser == "row_norm"
+    assert torch.allclose(again(x()), original(x()), atol=1e-5)
+    assert torch.allclose(original(5 * x()), 5 * original(x()), atol=1e-4)  # length goes in and comes out
+    with pytest.raises(UsageError, match="no row_norm"):
+        write_sparsify(made("topk", normaliser="row_norm"), tmp_path / "b")
+    with pytest.raises(UsageError, match="cannot undo it"):
+        SparseDictionary(6, 10, "relu", d_out=3, subtract_bias=False, normaliser="row_norm")
+
+
+@pytest.mark.parametrize("format", ["saelens", "sparsify", "dictionary_learning"])
+def test_where_a_dictionary_comes_from_survives_other_tools_folders(format: str, tmp_path: Path) -> None:
+    original = made("topk")
+    settings = {"rate": 0.1, "kind": "topk"}
+    original.provenance = Provenance("smol", "f" * 64, "resid_post.2", "", "d" * 64, 5, True, settings)
+    write_dictionary(original, tmp_path, format)
+    again = read_dictionary(tmp_path / "layers.2" if format == "sparsify" else tmp_path).provenance
+    kept, own = original.provenance, ("model", "fingerprint", "site", "data", "tokens", "special")
+    assert [getattr(again, name) for name in own] == [getattr(kept, name) for name in own]
+    assert {**again.settings, **settings} == again.settings
+    assert again.settings["format"] == format
+
+
+def test_what_others_put_under_our_name_is_passed_over(tmp_path: Path) -> None:
+    strange = {"fingerprint": 3, "tokens": "many", "special": None, "settings": [1]}
+    saelens(tmp_path, {"metadata": {"model_name": "gpt2", "cutaway": strange}}, {})
+    found = read_saelens(tmp_path).provenance
+    assert (found.model, found.fingerprint, found.tokens) == ("gpt2", "", 0)
 
 
 def test_old_flat_configurations_are_migrated(tmp_path: Path) -> None:
@@ -161,8 +207,8 @@ def test_saelens_bad_input(tmp_path: Path) -> None:
     saelens(tmp_path, {"d_sae": 7}, {})
     with pytest.raises(UsageError, match=r"W_enc is \[4, 6\], expected \[4, 7\]"):
         read_saelens(tmp_path)
-    saelens(tmp_path, {"normalize_activations": "constant_norm_rescale"}, {})
-    with pytest.raises(UsageError, match="constant_norm_rescale' is not computed"):
+    saelens(tmp_path, {"normalize_activations": "covariance_whitening"}, {})
+    with pytest.raises(UsageError, match="covariance_whitening' is not computed"):
         read_saelens(tmp_path)
     saelens(tmp_path, {}, {"b_enc": None})
     with pytest.raises(UsageError, match="no tensor 'b_enc'"):
@@ -333,7 +379,7 @@ def test_transcoders_round_trip(tmp_path: Path) -> None:
         write_dictionary_learning(wide, tmp_path / "c")
     with pytest.raises(UsageError, match="relu and jumprelu transcoders only"):
         write_saelens(square, tmp_path / "d")
-    with pytest.raises(UsageError, match="no layer norm"):
+    with pytest.raises(UsageError, match="no layer_norm"):
         write_dictionary_learning(made("relu", normaliser="layer_norm"), tmp_path / "e")
     with pytest.raises(UsageError, match="did you mean 'saelens'"):
         write_dictionary(square, tmp_path, "saelense")

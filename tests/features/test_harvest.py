@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import cutaway.features.harvest as harvesting
 from cutaway.errors import CutawayError, UsageError
 from cutaway.features.corpus import open_corpus
+from cutaway.features.evaluate import evaluate
 from cutaway.features.harvest import (
     Job,
     Rows,
@@ -161,6 +162,21 @@ def test_one_stream_feeds_many_trainers(model: Model) -> None:
     assert (kept.tokens, kept.settings["k"]) == (total // 40 * 40, 3)
     with pytest.raises(UsageError, match="'big': fewer rows than one batch of 5000"):
         train_all(stream(model, CORPUS, sites), {"big": Job("resid_post.0", TrainConfig(batch=5000))})
+
+
+def test_a_transcoder_is_trained_from_the_stream_and_evaluated(model: Model) -> None:
+    read, written = "resid_mid.1", "mlp_out.1"
+    corpus = open_corpus([f"{a} {b}" for a in TEXTS for b in TEXTS])
+    config = TrainConfig(n_latents=48, k=8, batch=64, rate=1e-2, warm_up=1, steps=150, skip=True)
+    rows = [part for part in stream(model, corpus, [read, written]) for _ in range(20)]
+    about = {read: provenance_of(model, corpus, read)}
+    made = train_all(mixed(rows, 2048), {"t": Job(read, config, written)}, provenance=about)["t"].dictionary
+    assert (made.provenance.site, made.provenance.target) == (read, written)
+    found = evaluate(model, made, corpus, length=64)
+    assert found.site == written
+    assert found.score.fvu.value < 0.3
+    assert found.score.fvu.value < max(each.fvu.value for each in found.baselines)
+    assert found.score.ce_score is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cutaway.errors import UsageError
+from cutaway.features.dictionary import Provenance
 from cutaway.features.train import Step, TrainConfig, Trainer, batches, train
 
 D, TRUE, K = 24, 32, 3
@@ -36,7 +37,7 @@ def test_gradients_by_hand_equal_autograd(kind: str) -> None:
     torch.nn.init.normal_(made.b_enc, std=0.1)
     trainer.silent[3:12] = 100  # dead ones take part
     x = rows * made.scale
-    trainer._sparse(x)
+    trainer._sparse(x, x)
     by_hand = {name: parameter.grad.clone() for name, parameter in made.named_parameters()}
     made.zero_grad()
     pre = (x - made.b_dec) @ made.w_enc.T + made.b_enc
@@ -71,14 +72,55 @@ def test_gradients_by_hand_equal_autograd(kind: str) -> None:
     ],
 )
 def test_planted_atoms_come_back(kind: str, settings: dict[str, float]) -> None:
-    config = TrainConfig(n_latents=64, kind=kind, batch=256, rate=4e-3, steps=800, dead_after=20_000, **settings)
+    config = TrainConfig(
+        n_latents=64, kind=kind, batch=256, rate=8e-3, steps=400, warm_up=30, dead_after=20_000, **settings
+    )
     rows, atoms = planted(config.batch * 100)
-    trained = train((rows for _ in range(8)), config)
+    trained = train((rows for _ in range(4)), config)
     assert similarity(trained.dictionary.atoms, atoms).quantile(0.2) > 0.9, trained
     fresh = planted(500, seed=7)[0]
     left = (trained.dictionary(fresh) - fresh).square().sum() / (fresh - fresh.mean(0)).square().sum()
     assert left < 0.15
     assert trained.dictionary.encode(fresh).l0.mean() < 4 * K
+
+
+@pytest.mark.parametrize(
+    ("kind", "skip"), [("topk", False), ("topk", True), ("batchtopk", True), ("relu", False), ("gated", True)]
+)
+def test_a_transcoder_learns_what_one_place_writes_from_another(kind: str, skip: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    out = torch.nn.functional.normalize(torch.randn(TRUE, 10, generator=generator), dim=-1) * 20
+    matrix = 5 * torch.randn(D, 10, generator=generator) if skip else torch.zeros(D, 10)
+
+    def pair(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, atoms = planted(n, seed)
+        codes = torch.linalg.lstsq(atoms.T, x.T).solution.T  # any map that x decides
+        return x, codes.relu() @ out + x @ matrix + 3.0
+
+    config = TrainConfig(n_latents=48, kind=kind, k=8, batch=256, rate=1e-2, warm_up=10, skip=skip, l1=0.05, l0=0.002)
+    trained = train((pair(256, i) for i in range(120)), config, provenance=Provenance(site="a", target="b"))
+    made = trained.dictionary
+    x, y = pair(500, 9999)
+    left = (made(x) - y).square().sum() / (y - y.mean(0)).square().sum()
+    assert left < (0.15 if skip else 0.5), trained
+    assert abs(float(left) - trained.history[-1].fvu) < 0.1  # what is folded computes what was trained
+    assert (made.d_in, made.d_out, made.subtract_bias, made.w_skip is not None) == (D, 10, False, skip)
+    assert made.provenance.target == "b"
+
+
+def test_gradients_of_a_transcoder_equal_autograd() -> None:
+    x, y = planted(50)[0].double(), planted(50, 3)[0][:, :9].double()
+    trainer = Trainer(x, TrainConfig(n_latents=40, k=4, batch=50, skip=True), y)
+    made = trainer.dictionary.double()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, y = x * trainer.scale, y * trainer.scale_out
+    trainer._sparse(x, y)
+    by_hand = {name: parameter.grad.clone() for name, parameter in made.named_parameters()}
+    made.zero_grad()
+    ((made(x) - y).square().sum() / (y - y.mean(0)).square().sum()).backward()
+    for name, parameter in made.named_parameters():
+        assert torch.allclose(parameter.grad, by_hand[name], atol=1e-9), name
 
 
 def test_noise_gives_no_atoms() -> None:
@@ -126,6 +168,10 @@ def test_bad_input() -> None:
         train([planted(10)[0]])
     with pytest.raises(UsageError, match="NaN"):
         train([torch.full((100, 4), torch.nan)], TrainConfig(n_latents=8, k=2, batch=100))
+    with pytest.raises(UsageError, match="learn to copy"):
+        train([planted(200)[0]], TrainConfig(n_latents=40, k=2, batch=100, skip=True))
+    with pytest.raises(UsageError, match="needs the rows it writes"):
+        Trainer(planted(9)[0], TrainConfig(n_latents=40, k=2), planted(9)[0]).step(planted(9)[0])
     seen: list[Step] = []
     train([planted(200)[0]], TrainConfig(n_latents=40, k=2, batch=100), tick=seen.append)
     assert [step.rows for step in seen] == [100, 200]

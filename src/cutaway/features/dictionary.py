@@ -7,13 +7,16 @@ and decodes (a sparse autoencoder, a transcoder, atoms chosen from data) is used
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.errors import UsageError
+
+if TYPE_CHECKING:
+    from cutaway.model import Model
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,14 @@ class Dictionary(Protocol):
         ``x``, the rows they were made of, is needed by dictionaries with a skip connection or a norm of each row.
         """
         ...
+
+
+def check_model(dictionary: Dictionary, model: "Model") -> None:
+    """UsageError where ``dictionary`` does not belong to ``model``: another width, or other weights than it says."""
+    about = dictionary.provenance
+    if about.site.startswith("resid") and dictionary.d_in != model.d_model:
+        raise UsageError(f"{dictionary!r} reads {dictionary.d_in} dimensions; {model.name} has {model.d_model}")
+    if about.fingerprint not in ("", model.fingerprint):
+        raise UsageError(
+            f"{dictionary!r} was built on {about.model or 'another model'} with other weights than {model.name}"
+        )

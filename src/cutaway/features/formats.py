@@ -49,7 +49,13 @@ _SAELENS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-_NORMALISERS = {"none": "none", "layer_norm": "layer_norm", "expected_average_only_in": "scale"}
+_NORMALISERS = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "row_norm",
+    "expected_average_only_in": "scale",
+}
+_FOREIGN = {ours: theirs for theirs, ours in _NORMALISERS.items()}
 _LEARNING = {
     "AutoEncoder": "relu",
     "AutoEncoderNew": "relu",
@@ -60,6 +66,8 @@ _LEARNING = {
     "JumpReluAutoEncoder": "jumprelu",
 }
 _GATED_NAMES = {"decoder_bias": "b_dec", "gate_bias": "b_enc", "mag_bias": "b_mag", "r_mag": "r_mag"}
+_OURS = {"model": str, "fingerprint": str, "data": str, "tokens": int, "special": bool}
+"""Fields of `Provenance` that another tool's folder keeps for us."""
 # An old pickled file makes torch raise this; the module it comes from is not imported here.
 _Pickled: type[Exception] = torch.serialization.pickle.UnpicklingError
 
@@ -180,25 +188,28 @@ def read_saelens(folder: str | Path, *, fold: bool = True, scale: float | None =
         subtract_bias=bool(config.get("apply_b_dec_to_input", True)) and not transcoder,
         normaliser=normaliser,
         fold="exact" if config.get("rescale_acts_by_decoder_norm") else fold,
-        provenance=Provenance(
-            model=about.get("model_name") or "",
-            site=site_of(about.get("hook_name") or ""),
-            target=site_of(about.get("hook_name_out") or "") if transcoder else "",
-            tokens=int(config.get("training_tokens") or 0),
-            settings=settings,
+        provenance=_known(
+            Provenance(
+                model=about.get("model_name") or "",
+                site=site_of(about.get("hook_name") or ""),
+                target=site_of(about.get("hook_name_out") or "") if transcoder else "",
+                tokens=int(config.get("training_tokens") or 0),
+                settings=settings,
+            ),
+            about.get("cutaway"),
         ),
     )
 
 
 def write_saelens(dictionary: SparseDictionary, folder: str | Path, *, hook: str = "") -> None:
     """Write what SAELens version 6 reads; UsageError for an encoder it does not have."""
-    made, about = _plain(dictionary, keep_layer_norm=True), dictionary.provenance
+    made, about = _plain(dictionary, by_row=True), dictionary.provenance
     transcoder = bool(about.target) or made.w_skip is not None or made.d_in != made.d_out
     architecture = {"relu": "standard", **{name: name for name in ("topk", "jumprelu", "gated")}}[made.activation]
     if transcoder:
         if made.activation not in ("relu", "jumprelu") or made.subtract_bias or made.normaliser != "none":
             raise UsageError(
-                "SAELens has relu and jumprelu transcoders only, without subtracted bias or layer norm; this one is"
+                "SAELens has relu and jumprelu transcoders only, without subtracted bias or norms of rows; this one is"
                 f" {made!r}"
             )
         jump = "jumprelu_" if made.activation == "jumprelu" else ""
@@ -217,7 +228,7 @@ def write_saelens(dictionary: SparseDictionary, folder: str | Path, *, hook: str
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": made.subtract_bias,
-        "normalize_activations": "layer_norm" if made.normaliser == "layer_norm" else "none",
+        "normalize_activations": _FOREIGN[made.normaliser],
         "reshape_activations": "hook_z" if about.site.startswith("z.") else "none",
         "metadata": {
             "sae_lens_version": "6.0.0",
@@ -259,7 +270,7 @@ def _normaliser(folder: Path, config: Mapping[str, Any], scale: float | None, tr
     given = config["normalize_activations"]
     if given not in _NORMALISERS:
         raise UsageError(
-            f"{folder}: normalize_activations={given!r} is not computed here (none, layer_norm and a constant are);"
+            f"{folder}: normalize_activations={given!r} is not computed here{nearest(str(given), _NORMALISERS)};"
             " fold it into the weights with the tool that wrote it"
         )
     if transcoder and given != "none":
@@ -296,10 +307,13 @@ def read_sparsify(folder: str | Path) -> SparseDictionary:
     state |= {"w_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]} | ({"w_skip": tensors["W_skip"]} if skip else {})
     site = site_of(folder.name)
     # The input of a transcoder is what enters the module, which for an MLP is no site of the stream.
-    provenance = Provenance(
-        site="" if transcode else site,
-        target=site if transcode else "",
-        settings={"format": "sparsify", "hook": folder.name, "transcode": transcode},
+    provenance = _known(
+        Provenance(
+            site="" if transcode else site,
+            target=site if transcode else "",
+            settings={"format": "sparsify", "hook": folder.name, "transcode": transcode},
+        ),
+        config.get("cutaway"),
     )
     k = int(config.get("k", 32))
     return _assembled(state, "topk", k=k, subtract_bias=not transcode, fold=False, provenance=provenance)
@@ -334,7 +348,8 @@ def write_sparsify(dictionary: SparseDictionary, folder: str | Path, *, hook: st
 def read_dictionary_learning(folder: str | Path, *, fold: bool = True) -> SparseDictionary:
     """Read ``ae.pt`` (tensors only: a file that needs unpickling is refused) and ``config.json``."""
     folder = Path(folder)
-    config = _json(folder / "config.json").get("trainer", {})
+    whole = _json(folder / "config.json")
+    config = whole.get("trainer", {})
     kind = str(config.get("dict_class", "AutoEncoder"))
     if kind not in _LEARNING:
         raise UsageError(f"{folder}: dict_class {kind!r} is not read{nearest(kind, _LEARNING)}")
@@ -369,6 +384,7 @@ def read_dictionary_learning(folder: str | Path, *, fold: bool = True) -> Sparse
         settings={"format": "dictionary_learning", "architecture": kind, "hook": hook},
     )
     subtract = kind not in ("AutoEncoderNew", "JumpReluAutoEncoder") or bool(config.get("apply_b_dec_to_input"))
+    about = _known(about, whole.get("cutaway"))
     return _assembled(state, _LEARNING[kind], k=k, subtract_bias=subtract, fold=fold, provenance=about)
 
 
@@ -489,10 +505,10 @@ def _fold(state: Tensors, norms: Tensor) -> None:
             state[name] = state[name] * norms
 
 
-def _plain(made: SparseDictionary, keep_layer_norm: bool = False) -> SparseDictionary:
+def _plain(made: SparseDictionary, by_row: bool = False) -> SparseDictionary:
     """Return the same function without a scale, which the other tools do not store; values stay as they are."""
-    if made.normaliser == "layer_norm" and not keep_layer_norm:
-        raise UsageError("this format has no layer norm; only SAELens and Cutaway store one")
+    if made.normaliser in ("layer_norm", "row_norm") and not by_row:
+        raise UsageError(f"this format has no {made.normaliser}; only SAELens and Cutaway store one")
     if made.normaliser != "scale":
         return made
     state = {name: value.detach().clone() for name, value in made.state_dict().items()}
@@ -516,7 +532,18 @@ def _plain(made: SparseDictionary, keep_layer_norm: bool = False) -> SparseDicti
 
 def _kept(about: Provenance) -> dict[str, Any]:
     """What the other tools have no field for; they pass over unknown ones."""
-    return {"fingerprint": about.fingerprint, "data": about.data, "tokens": about.tokens, "special": about.special}
+    return {name: getattr(about, name) for name in _OURS} | {"settings": dict(about.settings)}
+
+
+def _known(about: Provenance, kept: Any) -> Provenance:
+    """Return ``about`` with what `_kept` wrote; fields of another kind than ours are passed over."""
+    if not isinstance(kept, dict):
+        return about
+    fields = {name: kept[name] for name, kind in _OURS.items() if type(kept.get(name)) is kind}
+    settings = kept.get("settings")
+    plain = settings if isinstance(settings, dict) else {}
+    plain = {str(key): value for key, value in plain.items() if isinstance(value, str | int | float)}
+    return replace(about, **fields, settings={**plain, **about.settings})
 
 
 def _check(folder: Path, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:

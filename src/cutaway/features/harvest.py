@@ -195,6 +195,8 @@ class Job:
 
     site: str
     config: TrainConfig
+    target: str = ""
+    """Where a transcoder writes; empty for other dictionaries."""
 
 
 def train_all(
@@ -216,7 +218,7 @@ def train_all(
         for chunk in rows:
             values = chunk.values if isinstance(chunk, Rows) else chunk
             for name, feed in feeds.items():
-                for step in feed.push(values[feed.job.site].float()):
+                for step in feed.push(values):
                     tick(name, step)
             if all(feed.done for feed in feeds.values()):
                 break
@@ -242,14 +244,17 @@ class _Feed:
     def done(self) -> bool:
         return self.job.config.steps is not None and len(self.history) >= self.job.config.steps
 
-    def push(self, chunk: Tensor) -> Iterator[Step]:
-        size = self.job.config.batch
-        self._left.append(chunk)
-        self._held += len(chunk)
+    def push(self, values: Mapping[str, Tensor]) -> Iterator[Step]:
+        size, job = self.job.config.batch, self.job
+        read = values[job.site].float()
+        width = read.shape[1]
+        self._left.append(torch.cat([read, values[job.target].float()], 1) if job.target else read)
+        self._held += len(read)
         while self._held >= size and not self.done:
             joined = torch.cat(self._left)
-            self.trainer = self.trainer or Trainer(joined[:size], self.job.config)
-            self.history.append(self.trainer.step(joined[:size]))
+            x, y = joined[:size, :width], joined[:size, width:] if job.target else None
+            self.trainer = self.trainer or Trainer(x, job.config, y)
+            self.history.append(self.trainer.step(x, y))
             yield self.history[-1]
             self._left, self._held = [joined[size:]], self._held - size
 
@@ -257,7 +262,7 @@ class _Feed:
         if self.trainer is None or not self.history:
             raise UsageError(f"job {name!r}: fewer rows than one batch of {self.job.config.batch}")
         settings = {key: "auto" if value is None else value for key, value in asdict(self.job.config).items()}
-        about = replace(about, tokens=self.trainer.rows, settings=settings)
+        about = replace(about, target=self.job.target, tokens=self.trainer.rows, settings=settings)
         return Trained(self.trainer.finish(about), tuple(self.history), complete)
 
 

@@ -14,18 +14,23 @@ when a dictionary of another tool is read, and say so in its settings.
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.errors import CutawayError, UsageError, nearest
-from cutaway.features.dictionary import Codes, Provenance, sparse
+from cutaway.features.dictionary import Codes, Provenance, check_model, sparse
+
+if TYPE_CHECKING:
+    from cutaway.model import Model
 
 Activation = Literal["relu", "topk", "jumprelu", "gated"]
-Normaliser = Literal["none", "scale", "layer_norm"]
-"""``scale`` multiplies by one constant, ``layer_norm`` centres and scales each row; the decoder undoes either."""
+Normaliser = Literal["none", "scale", "layer_norm", "row_norm"]
+"""``scale`` multiplies by one constant, ``layer_norm`` centres and scales each row, ``row_norm`` brings each row to
+length sqrt(d_in); the decoder undoes each."""
+_BY_ROW = ("layer_norm", "row_norm")
 SCHEMA = 1
 _FILE, _TENSORS = "dictionary.json", "dictionary.safetensors"
 _EPS = 1e-5
@@ -60,6 +65,10 @@ class SparseDictionary(nn.Module):
             raise UsageError(f"a dictionary of {n_latents} latents from {d_in} to {d_out} dimensions: all 1 or more")
         if activation == "topk" and not 1 <= k <= n_latents:
             raise UsageError(f"k={k}: 1 to {n_latents}, the number of latents")
+        if normaliser in _BY_ROW and d_in != d_out:
+            raise UsageError(
+                f"normaliser={normaliser!r}: the output of another width cannot undo it; pass none or scale"
+            )
         if subtract_bias and d_in != d_out:
             raise UsageError("subtract_bias: a transcoder's output bias has no meaning at its input; pass False")
         self.activation, self.k, self.subtract_bias, self.normaliser = (
@@ -101,7 +110,7 @@ class SparseDictionary(nn.Module):
 
     @property
     def atoms(self) -> Float[Tensor, "latent d_out"]:
-        """What each latent adds to the output at value 1, in the units of the site (layer norms of rows aside)."""
+        """What each latent adds to the output at value 1, in the units of the site (norms of each row aside)."""
         return self.w_dec / self.scale if self.normaliser == "scale" else self.w_dec
 
     def pre(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row latent"]:
@@ -139,7 +148,7 @@ class SparseDictionary(nn.Module):
         return sparse(self.dense(x))
 
     def decode(self, codes: Codes, x: Float[Tensor, "row d_in"] | None = None) -> Float[Tensor, "row d_out"]:
-        """Return the activations that codes stand for; a skip connection or layer norm needs the rows ``x``."""
+        """Return the activations that codes stand for; a skip connection or a norm of each row needs the rows ``x``."""
         if codes.n_latents != self.n_latents:
             raise UsageError(f"codes of {codes.n_latents} latents; this dictionary has {self.n_latents}")
         out = nn.functional.embedding_bag(
@@ -184,13 +193,19 @@ class SparseDictionary(nn.Module):
             return x * self.scale
         if self.normaliser == "layer_norm":
             return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + _EPS)
+        if self.normaliser == "row_norm":
+            return x / self._length(x)
         return x
+
+    def _length(self, x: Tensor) -> Tensor:
+        """Of each row, over sqrt(d_in)."""
+        return x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / self.d_in**0.5
 
     def _linear(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x - self.b_dec if self.subtract_bias else x, self.w_enc)
 
     def _finish(self, out: Tensor, x: Tensor | None) -> Tensor:
-        if self.w_skip is not None or self.normaliser == "layer_norm":
+        if self.w_skip is not None or self.normaliser in _BY_ROW:
             if x is None:
                 raise UsageError("this dictionary needs the rows it decodes: decode(codes, x)")
             if self.w_skip is not None:
@@ -200,11 +215,17 @@ class SparseDictionary(nn.Module):
         if self.normaliser == "layer_norm":
             assert x is not None
             return out * (x.std(-1, keepdim=True) + _EPS) + x.mean(-1, keepdim=True)
+        if self.normaliser == "row_norm":
+            assert x is not None
+            return out * self._length(x)
         return out
 
 
-def load_dictionary(folder: str | Path) -> SparseDictionary:
-    """Read what `SparseDictionary.save` wrote; CutawayError where files are missing, damaged or do not fit."""
+def load_dictionary(folder: str | Path, model: "Model | None" = None) -> SparseDictionary:
+    """Read what `SparseDictionary.save` wrote and, with ``model``, check that it belongs to it.
+
+    CutawayError where files are missing, damaged or do not fit; UsageError for a model of other width or weights.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -221,4 +242,6 @@ def load_dictionary(folder: str | Path) -> SparseDictionary:
         made.load_state_dict(state)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
         raise CutawayError(f"{folder} holds no dictionary written by Cutaway: {error}") from error
+    if model is not None:
+        check_model(made, model)
     return made

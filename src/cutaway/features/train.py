@@ -11,6 +11,10 @@ TopK keeps the k largest of each row, BatchTopK the k * rows largest of the batc
 the smallest value kept). Only the encoder's product is dense: decoding and all gradients touch the k active latents
 of a row, as sparse matrix products. Atoms are kept at unit norm.
 
+A transcoder learns to write one place from another: rows come as pairs (what it reads, what it writes), ``x_hat`` is
+compared with the second, the bias is not subtracted at the input, and with ``skip`` a matrix goes past the latents.
+Both places have their constant; they are folded into the weights at the end.
+
 A latent is dead when it was silent for ``dead_after`` rows; the ``aux_k`` strongest dead ones learn the residual.
 Sources: peers page of dictionaries, section 3.
 """
@@ -60,6 +64,8 @@ class TrainConfig:
     aux_weight: float = 1 / 32
     dead_after: int = 500_000
     """Rows without a sound."""
+    skip: bool = False
+    """Of transcoders: a matrix from input to output beside the latents."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,13 +116,15 @@ class Trained:
 
 
 def train(
-    rows: Iterable[Tensor],
+    rows: Iterable[Tensor | tuple[Tensor, Tensor]],
     config: TrainConfig | None = None,
     *,
     provenance: Provenance | None = None,
     tick: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train a dictionary on ``rows``, chunks [row d_model] of any length, mixed already (see `harvest`).
+
+    Chunks that are pairs of matrices, what is read and what is written, train a transcoder.
 
     Ctrl-C returns what was learnt so far. UsageError for rows too few for one batch or with NaN.
     """
@@ -125,9 +133,9 @@ def train(
     history: list[Step] = []
     complete = True
     try:
-        for batch in batches(rows, config.batch):
-            trainer = trainer or Trainer(batch, config)
-            history.append(trainer.step(batch))
+        for x, y in paired_batches(rows, config.batch):
+            trainer = trainer or Trainer(x, config, y)
+            history.append(trainer.step(x, y))
             tick(history[-1])
             if config.steps is not None and len(history) >= config.steps:
                 break
@@ -156,32 +164,73 @@ def batches(rows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
             left, held = [joined[size:]], held - size
 
 
-class Trainer:
-    """A dictionary in training: one batch in, one `Step` out. Several can share the rows of one forward pass."""
+def paired_batches(rows: Iterable[Tensor | tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield ``rows`` in batches of ``size``: what is read, and what is written where chunks are pairs."""
+    width: list[int] = []
 
-    def __init__(self, first: Float[Tensor, "row d_model"], config: TrainConfig) -> None:
+    def joined() -> Iterator[Tensor]:
+        for chunk in rows:
+            width[:] = [] if isinstance(chunk, Tensor) else [chunk[0].shape[1]]
+            yield chunk if isinstance(chunk, Tensor) else torch.cat([each.float() for each in chunk], 1)
+
+    for batch in batches(joined(), size):
+        yield (batch[:, : width[0]], batch[:, width[0] :]) if width else (batch, None)
+
+
+class Trainer:
+    """A dictionary in training: one batch in, one `Step` out. Several can share the rows of one forward pass.
+
+    With ``written`` it is a transcoder: every step then needs the rows of the place that it writes.
+    """
+
+    def __init__(
+        self,
+        first: Float[Tensor, "row d_in"],
+        config: TrainConfig,
+        written: Float[Tensor, "row d_out"] | None = None,
+    ) -> None:
+        if config.skip and written is None:
+            raise UsageError("skip: for transcoders; a dictionary of one place would learn to copy it")
         _check(first)
-        self.config, self.done, self.rows = config, 0, 0
+        self.config, self.done, self.rows, self.transcoder = config, 0, 0, written is not None
         activation = {"batchtopk": "topk"}.get(config.kind, config.kind)
+        target = first if written is None else written
+        _check(target)
+        self.scale, self.scale_out = _scale(first), _scale(target)
         self.dictionary = SparseDictionary(
-            first.shape[1], config.n_latents, activation, k=config.k, normaliser="scale", seed=config.seed
+            first.shape[1],
+            config.n_latents,
+            activation,
+            k=config.k,
+            d_out=target.shape[1],
+            skip=config.skip,
+            subtract_bias=not self.transcoder,
+            normaliser="none" if self.transcoder else "scale",
+            seed=config.seed,
         ).to(first.device)
         with torch.no_grad():
-            self.dictionary.scale.fill_(float((first.shape[1] / first.float().square().sum(-1).mean()).sqrt()))
-            self.dictionary.b_dec.copy_(first.float().mean(0) * self.dictionary.scale)
+            if not self.transcoder:
+                self.dictionary.scale.fill_(self.scale)
+            self.dictionary.b_dec.copy_(target.float().mean(0) * self.scale_out)
         self.optimizer = torch.optim.Adam(self.dictionary.parameters(), betas=(0.9, 0.999), fused=True)
         self.silent = torch.zeros(config.n_latents, dtype=torch.long, device=first.device)
         self.smallest: float | None = None
         """Running mean of the smallest value that BatchTopK kept."""
 
-    def step(self, batch: Float[Tensor, "row d_model"]) -> Step:
-        """Take one step; UsageError for NaN."""
+    def step(self, batch: Float[Tensor, "row d_in"], written: Float[Tensor, "row d_out"] | None = None) -> Step:
+        """Take one step; UsageError for NaN, and for a transcoder without what it is to write."""
+        if (written is not None) != self.transcoder:
+            raise UsageError("a transcoder needs the rows it writes at every step, another dictionary at none")
         _check(batch)
-        x = batch.float() * self.dictionary.scale
+        x = batch.float() * self.scale
+        y = x
+        if written is not None:
+            _check(written)
+            y = written.float() * self.scale_out
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.done)
         self.optimizer.zero_grad(set_to_none=True)
-        fvu, l0, active = (self._sparse if self.config.kind in ("topk", "batchtopk") else self._dense)(x)
+        fvu, l0, active = (self._sparse if self.config.kind in ("topk", "batchtopk") else self._dense)(x, y)
         if not math.isfinite(fvu):
             raise CutawayError(
                 f"training diverged at step {self.done}; lower the rate ({self.config.rate_at(self.done)})"
@@ -199,22 +248,49 @@ class Trainer:
         """Return the dictionary; a BatchTopK becomes a JumpReLU at its mean smallest kept value."""
         made = self.dictionary
         if self.config.kind == "batchtopk":
-            jump = SparseDictionary(made.d_in, made.n_latents, "jumprelu", normaliser="scale").to(made.w_dec.device)
+            jump = SparseDictionary(
+                made.d_in,
+                made.n_latents,
+                "jumprelu",
+                d_out=made.d_out,
+                skip=made.w_skip is not None,
+                subtract_bias=made.subtract_bias,
+                normaliser=made.normaliser,
+            ).to(made.w_dec.device)
             jump.load_state_dict({**made.state_dict(), "threshold": torch.full_like(made.b_enc, self.smallest or 0.0)})
             made = jump
+        if self.transcoder:
+            self._fold(made)
         made.provenance = provenance
         return made.requires_grad_(False)
 
     @torch.no_grad()
-    def _sparse(self, x: Tensor) -> tuple[float, float, Tensor]:
+    def _fold(self, made: SparseDictionary) -> None:
+        """Move both constants of a transcoder into its weights: values come in the units of what is written."""
+        ahead, back = self.scale / self.scale_out, 1 / self.scale_out
+        for tensor, factor in (
+            (made.w_enc, ahead),
+            (made.w_skip, ahead),
+            (made.b_enc, back),
+            (made.b_mag, back),
+            (made.threshold, back),
+            (made.b_dec, back),
+        ):
+            if tensor is not None:
+                tensor.mul_(factor)
+
+    @torch.no_grad()
+    def _sparse(self, x: Tensor, y: Tensor) -> tuple[float, float, Tensor]:
         """Set the gradients of TopK or BatchTopK by hand; return FVU, L0 and which latents are active."""
         made = self.dictionary
-        centred = x - made.b_dec
+        centred = x if self.transcoder else x - made.b_dec
         pre = torch.addmm(made.b_enc, centred, made.w_enc.T)
         indices, values = self._chosen(pre)
         out, pull_of = decoded(indices, values, made.w_dec)
-        missed = out + made.b_dec - x
-        spread = (x - x.mean(0)).square().sum()
+        missed = out + made.b_dec - y
+        if made.w_skip is not None:
+            missed += x @ made.w_skip.T
+        spread = (y - y.mean(0)).square().sum()
         gradient = missed * (2 / spread)
         on = values > 0
         pull = pull_of(gradient) * on
@@ -222,7 +298,11 @@ class Trainer:
         made.w_dec.grad = gathered(values, gradient)
         made.w_enc.grad = gathered(pull, centred)
         made.b_enc.grad = summed(indices, pull, made.n_latents)
-        made.b_dec.grad = gradient.sum(0) - made.b_enc.grad @ made.w_enc
+        made.b_dec.grad = gradient.sum(0)
+        if not self.transcoder:
+            made.b_dec.grad -= made.b_enc.grad @ made.w_enc
+        if made.w_skip is not None:
+            made.w_skip.grad = gradient.T @ x
         self._revive(pre, missed, centred)
         active = summed(indices, on.float(), made.n_latents) > 0
         return float(missed.square().sum() / spread), float(on.sum() / len(x)), active
@@ -247,7 +327,7 @@ class Trainer:
         if len(dead) == 0:
             return
         made = self.dictionary
-        k = min(made.d_in // 2 if self.config.aux_k is None else self.config.aux_k, len(dead))
+        k = min(made.d_out // 2 if self.config.aux_k is None else self.config.aux_k, len(dead))
         top = pre[:, dead].topk(k, dim=-1, sorted=False)
         indices, values = dead[top.indices], top.values.relu()
         out, pull_of = decoded(indices, values, made.w_dec)
@@ -262,11 +342,12 @@ class Trainer:
         made.w_enc.grad += gathered(pull, centred)
         made.b_enc.grad += summed(indices, pull, made.n_latents)
 
-    def _dense(self, x: Tensor) -> tuple[float, float, Tensor]:
+    def _dense(self, x: Tensor, y: Tensor) -> tuple[float, float, Tensor]:
         """Relu, gated and jumprelu by autograd."""
         made, config = self.dictionary, self.config
-        pre = nn.functional.linear(x - made.b_dec, made.w_enc, made.b_enc)
-        spread = (x - x.mean(0)).square().sum()
+        pre = nn.functional.linear(x if self.transcoder else x - made.b_dec, made.w_enc, made.b_enc)
+        spread = (y - y.mean(0)).square().sum()
+        past = 0.0 if made.w_skip is None else x @ made.w_skip.T
         if config.kind == "jumprelu":
             assert made.threshold is not None
             values = _Jump.apply(pre, made.threshold)
@@ -278,11 +359,11 @@ class Trainer:
             values = (linear * made.r_mag.exp() + made.b_mag).relu() * (pre > 0)
             gate = pre.relu()
             alone = gate @ made.w_dec.detach() + made.b_dec.detach()
-            price = config.l1 * gate.sum() / len(x) / x.shape[1] + (alone - x).square().sum() / spread
+            price = config.l1 * gate.sum() / len(x) / y.shape[1] + (alone + past - y).square().sum() / spread
         else:
             values = pre.relu()
-            price = config.l1 * values.sum() / len(x) / x.shape[1]
-        missed = values @ made.w_dec + made.b_dec - x
+            price = config.l1 * values.sum() / len(x) / y.shape[1]
+        missed = values @ made.w_dec + made.b_dec + past - y
         fvu = missed.square().sum() / spread
         (fvu + price).backward()
         active = (values > 0).any(0)
@@ -319,6 +400,11 @@ class _Count(torch.autograd.Function):
         pre, threshold = ctx.saved_tensors  # type: ignore[attr-defined]
         near = (pre - threshold).abs() < _BANDWIDTH / 2
         return None, -(gradient * near / _BANDWIDTH).sum(0)
+
+
+def _scale(rows: Tensor) -> float:
+    """Return the constant that brings the mean squared norm of a row to its width."""
+    return float((rows.shape[1] / rows.float().square().sum(-1).mean()).sqrt())
 
 
 def _check(batch: Tensor) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.errors import CutawayError, UsageError
-from cutaway.features.dictionary import Codes, Provenance
+from cutaway.features.dictionary import Codes, Provenance, check_model
 from cutaway.features.itda.pursuit import pursue
 from cutaway.features.sparse import SparseDictionary
 from cutaway.model import Model
@@ -102,12 +102,7 @@ class AtomDictionary:
 
     def check(self, model: Model) -> None:
         """UsageError where the dictionary does not belong to ``model``: another width, or other weights."""
-        if self.provenance.site.startswith("resid") and self.d_in != model.d_model:
-            raise UsageError(f"{self!r} reads {self.d_in} dimensions; {model.name} has {model.d_model}")
-        if self.provenance.fingerprint not in ("", model.fingerprint):
-            raise UsageError(
-                f"{self!r} was built on {self.provenance.model or 'another model'} with other weights than {model.name}"
-            )
+        check_model(self, model)
 
     def to_sparse(self, k: int | None = None) -> SparseDictionary:
         """Return a TopK dictionary that starts from these atoms: a start for training, not the same codes."""
