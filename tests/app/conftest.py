@@ -5,13 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
-sys.path.insert(0, str(Path(__file__).parent))  # let the tests import their helpers by name
+# Let the tests import their helpers by name, and those of the engines' own tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from openai_server import tiny_model, tiny_tokenizer
+from served import Running, running
 
 from cutaway.app import create_app
+from cutaway.app.registry import Registry
 from cutaway.ledger import Ledger
 from cutaway.ledger.records import RunRecord, now
+from cutaway.model import Add, Model
+from cutaway.probes import LinearProbe
 from cutaway.sampling.types import Cost
 from cutaway.study import Finding, Findings
 
@@ -37,3 +46,30 @@ def ledger_url(tmp_path: Path) -> str:
 def client(ledger_url: str) -> Iterator[TestClient]:
     with TestClient(create_app(ledger_url), base_url="http://127.0.0.1") as client:
         yield client
+
+
+CHAT = "{% for m in messages %}{{ m.role[0] }}, {{ m.content }}. {% endfor %}"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Model:
+    """A random two-layer Llama that knows letters, one token each."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    return Model(tiny_model().requires_grad_(False), tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def registry(tiny: Model) -> Registry:
+    generator = torch.Generator().manual_seed(3)
+    vector = torch.randn(tiny.d_model, generator=generator)
+    probe = LinearProbe(torch.randn(tiny.d_model, generator=generator), 0.25, "resid_post.1")
+    return Registry({"up": vector}, {"steered": (Add("resid_post.0", vector, 2.0),)}, {"probe": probe})
+
+
+@pytest.fixture(scope="session")
+def server(tiny: Model, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A real server on a port of loopback, for clients that need one."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('served') / 'ledger.db'}"
+    with running(create_app(url, model=tiny, registry=registry)) as found:
+        yield found

@@ -216,5 +216,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
     """An error as the OpenAI protocol words it."""
+    # What a client sent may come back in the message: half a surrogate pair, which no encoding could send.
+    message = message.encode("utf-8", "replace").decode()
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

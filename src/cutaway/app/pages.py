@@ -109,6 +109,8 @@ def runs_router(ledger: "Ledger") -> APIRouter:
 class AbsentError(UsageError):
     """Nothing is there under this name; answered with 404."""
 
+    status = 404
+
 
 def _run(ledger: "Ledger", id: str) -> Any:
     try:

@@ -246,12 +246,28 @@ def serve(
     port: Annotated[int, typer.Option(help="Port.")] = 8000,
     token_file: Annotated[Path | None, typer.Option(help="Token clients must give; or set CUTAWAY_TOKEN.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    vectors: Annotated[list[str] | None, typer.Option(help="NAME=FILE of vectors, repeatable.")] = None,
+    edits: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE of edits, served as MODEL+NAME; repeatable.")
+    ] = None,
+    monitor: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a probe, repeatable.")] = None,
     ledger: LedgerUrl = None,
 ) -> None:
-    """Serve the runs of the ledger as pages, loopback only by default."""
+    """Serve the ledger's runs as pages and a model behind the OpenAI protocol; loopback only by default."""
     from cutaway.app.start import start
 
-    start(model, index=index, host=host, port=port, token_file=token_file, dtype=dtype, ledger=ledger)
+    start(
+        model,
+        index=index,
+        host=host,
+        port=port,
+        token_file=token_file,
+        dtype=dtype,
+        ledger=ledger,
+        vectors=vectors or (),
+        edits=edits or (),
+        monitors=monitor or (),
+    )
 
 
 def _ledger(url: str | None) -> Any:

@@ -104,6 +104,7 @@ class RowBatch:
             self.rows += fresh
         return self._leave()
 
+    @torch.inference_mode()
     def drop(self, row: Row) -> None:
         """Take a row out, wherever it is in its text."""
         self._free(self.rows.index(row))
@@ -187,6 +188,8 @@ class RowBatch:
                 stuck = tokens < 0
                 tokens, logprobs = torch.where(stuck, found, tokens), torch.where(stuck, their_logprobs, logprobs)
             for row, token, logprob in zip(members, tokens.tolist(), logprobs.tolist(), strict=True):
+                if token < 0 and row.banned < 0:
+                    raise CutawayError("the model's numbers are no longer finite; are its edits too strong?")
                 if token < 0:
                     raise CutawayError(
                         f"ban_first={row.banned}: nothing else can follow this prefix under {row.settings}; "

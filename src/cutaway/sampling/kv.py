@@ -158,10 +158,11 @@ class Tails(Cache):
     def move(self, source: int, target: int) -> None:
         """Copy a row into another slot, so that active rows stay contiguous."""
         n = int(self.lengths[source])
-        for keys, values in self._buffers:
-            keys[target, :, :n] = keys[source, :, :n]
-            values[target, :, :n] = values[source, :, :n]
         self.lengths[target] = n
+        if n:  # a row that was seated just now and has nothing of its own has no place in the buffers yet
+            for keys, values in self._buffers:
+                keys[target, :, :n] = keys[source, :, :n]
+                values[target, :, :n] = values[source, :, :n]
 
 
 def _moved(

@@ -55,7 +55,7 @@ class LocalEngine:
 
     def _stream(self, requests: Sequence[Request], edits: "Sequence[Edit]") -> Iterator[tuple[int, Rollout]]:
         if edits:
-            self._known = None  # an edit must meet a forward pass, also where the last call left the same prefix
+            self.forget()  # an edit must meet a forward pass, also where the last call left the same prefix
         with self.model.edited(*edits) if edits else contextlib.nullcontext():
             for ids, members in _by_trunk(requests, self.batch_size):
                 trunk = self.trunk(ids, edits)
@@ -108,6 +108,10 @@ class LocalEngine:
                 f"prefix of {len(request.prefix)} tokens + {room} new tokens exceed the context of "
                 f"{self.model.name} ({self.model.n_ctx}); shorten the prompt or lower max_tokens"
             )
+
+    def forget(self) -> None:
+        """Read the next trunk from its first token."""
+        self._known = None
 
     @torch.inference_mode()
     def trunk(self, ids: tuple[int, ...], edits: "Sequence[Edit]") -> Trunk:

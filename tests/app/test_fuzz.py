@@ -1,0 +1,91 @@
+"""Random requests made from the OpenAPI document: nothing fails, nothing sticks, nothing leaks."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode, openapi
+from served import Running, settle
+from starlette.testclient import TestClient
+
+from cutaway.model import Model
+
+# schemathesis draws from the random module inside its own strategies.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+SECRET = "Xylophone"
+"""Stands in prompts and names of others; nobody else's answer may hold it."""
+CHECKED = (200, 201, 400, 404, 405, 408, 415, 429)
+
+
+def fuzz(server: Running, examples: int) -> Counter[int]:
+    """Send ``examples`` requests, valid and not; return how often each status came."""
+    client = TestClient(server.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    document = client.get("/openapi.json").json()
+    schema = openapi.from_dict(document)
+    paths = [(path, method) for path in document["paths"] for method in document["paths"][path]]
+    assert ("/v1/chat/completions", "post") in paths
+    cases = [
+        schema[path][method.upper()].as_strategy(generation_mode=mode)
+        for path, method in paths
+        for mode in (
+            (GenerationMode.POSITIVE, GenerationMode.NEGATIVE) if method == "post" else (GenerationMode.POSITIVE,)
+        )
+    ]
+    statuses: Counter[int] = Counter()
+    each = -(-examples // len(cases)) + 1
+    for strategy in cases:
+
+        @given(case=strategy)
+        @settings(
+            max_examples=each, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        def send(case: Any) -> None:
+            answer = client.request(**sent(case))
+            statuses[answer.status_code] += 1
+            assert answer.status_code in CHECKED, (answer.status_code, answer.text[:300])
+            assert "Traceback" not in answer.text
+            assert SECRET not in answer.text
+            if answer.status_code >= 400:
+                assert answer.json()["error"]["message"]
+
+        send()
+    client.close()
+    return statuses
+
+
+def sent(case: Any) -> dict[str, Any]:
+    """A generated case as a request that this server could have meant: its model is ours more often than not."""
+    kwargs = case.as_transport_kwargs(base_url="http://127.0.0.1")
+    body = kwargs.get("json")
+    if isinstance(body, dict) and isinstance(body.get("model"), str) and len(body["model"]) % 4:
+        body["model"] = "tiny"
+        if isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 50:
+            body["max_tokens"] = 1 + body["max_tokens"] % 50
+    return {name: value for name, value in kwargs.items() if name in ("method", "url", "json", "headers", "params")} | (
+        {"content": kwargs["data"]} if isinstance(kwargs.get("data"), bytes | str) else {}
+    )
+
+
+def check_fuzz(server: Running, tiny: Model, examples: int) -> None:
+    client = TestClient(server.app, base_url="http://127.0.0.1")
+    ask = {"model": "tiny", "prompt": f"{SECRET} {SECRET}", "max_tokens": 30, "seed": 4}
+    before = client.post("/v1/completions", json=ask).json()["choices"]
+    statuses = fuzz(server, examples)
+    assert sum(statuses.values()) >= examples * 0.9
+    assert statuses[200] > 0
+    assert statuses[400] > 0
+    settle(server.service)
+    assert client.post("/v1/completions", json=ask).json()["choices"] == before
+    client.close()
+
+
+def test_a_hundred_random_requests(server: Running, tiny: Model) -> None:
+    check_fuzz(server, tiny, 100)
+
+
+@pytest.mark.slow  # a thousand requests, some with long answers: minutes
+def test_a_thousand_random_requests(server: Running, tiny: Model) -> None:
+    check_fuzz(server, tiny, 1000)
