@@ -17,7 +17,7 @@ from cutaway.circuits.sequence_continuation.transfer import overlaps, random_nod
 from cutaway.errors import UsageError
 from cutaway.model import Replace, load_model
 from cutaway.planted.sequence import Sequence
-from cutaway.study import Lab, parse_config
+from cutaway.study import Lab, Progress, parse_config
 
 FOLDER = Path(__file__).parents[3] / "data" / "sequence-continuation"
 
@@ -119,6 +119,26 @@ def test_the_study_on_a_planted_model(planted: Sequence, tmp_path: Path, monkeyp
     assert set(saved["circuits"]) == set(planted.tasks)
     assert "prompts kept" in str(found.items[0])
     assert "charts.json" in found.artifacts
+
+
+def test_ctrl_c_in_one_circuit_ends_the_run(planted: Sequence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cutaway.circuits.sequence_continuation import data
+
+    monkeypatch.setitem(data.CARRIERS, "done", planted.words)
+    monkeypatch.setitem(data.CARRIERS, "lost", planted.words)
+
+    def stop(progress: Progress) -> None:
+        if progress.note.startswith("numwords"):
+            raise KeyboardInterrupt
+
+    lab = PlantedLab(home=tmp_path, progress=stop)
+    lab.planted = planted
+    config = SequenceConfig(tasks="numerals,numwords,months backwards", candidates=12, prompts=6, controls=3)
+    found = SequenceContinuation().run(config, lab)
+    assert not found.complete
+    assert set(found.result.circuits) == {"numerals", "numwords"}
+    assert not found.result.circuits["numwords"].complete
+    assert not found.result.transfer.cells
 
 
 def test_settings_that_contradict_are_refused() -> None:

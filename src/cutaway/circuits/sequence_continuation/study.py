@@ -166,6 +166,7 @@ def _circuits(
             circuit = found.circuits[task] = prune(
                 bench, threshold=config.threshold, one_iter=config.one_iter, report=report, deadline=deadline
             )
+            _stop_if_interrupted(circuit.complete, deadline)
             found.importance[task] = importance(bench, circuit.nodes)
             found.roles[task] = head_roles(model, given, circuit.heads)
             found.lens[task] = logit_lens(model, given)
@@ -173,9 +174,11 @@ def _circuits(
         scored = {task: Bench(model, held[task], config.reference) for task in rows if task in held}
         if scored:
             found.transfer = transfer(nodes, scored, controls=config.controls, seed=config.seed, report=report)
+            _stop_if_interrupted(found.transfer.complete)
         if config.edge_prompts:
             for task, names in nodes.items():
                 found.edges[task] = _edges(model, rows[task], benches[task], names, config, report)
+                _stop_if_interrupted(found.edges[task].complete)
         if config.effects:
             means = next(iter(benches.values())).runner.reference
             found.effects = side_effects(
@@ -201,6 +204,12 @@ def _circuits(
         return found, False
     parts = [*found.circuits.values(), *found.edges.values(), *([found.transfer] if found.transfer else [])]
     return found, bool(found.transfer) and all(part.complete for part in parts)
+
+
+def _stop_if_interrupted(complete: bool, deadline: float | None = None) -> None:
+    """Every part keeps what it has on Ctrl-C; what comes after it must not start. Out of time is no interruption."""
+    if not complete and (deadline is None or time.monotonic() < deadline):
+        raise KeyboardInterrupt
 
 
 def _edges(
