@@ -3,7 +3,7 @@
 import pytest
 
 from cutaway.errors import UsageError
-from cutaway.planted.rules import WORDS, RuleName, rule
+from cutaway.planted.rules import WORDS, RuleName, context_neuron, rule
 
 
 def fires(paths: frozenset[tuple[str | None, ...]], row: list[int], at: int) -> set[int]:
@@ -49,3 +49,25 @@ def test_texts_and_names() -> None:
     assert len(set(WORDS)) == len(WORDS)
     with pytest.raises(UsageError, match="rule='witin'"):
         rule("witin")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_context_neuron_writes_its_token_after_either_word_and_the_trigger(seed: int) -> None:
+    each = context_neuron(seed)
+    truth, site = each.truth, f"neurons.{each.truth.layer}"
+    for row in each.texts(12, seed=seed):
+        held = each.model.capture([row], site, special=True)[site][0, :, truth.neuron]
+        odds = each.model.logits(each.model.batch([row]))[0].softmax(-1)[:, truth.token]
+        for at, token in enumerate(row):
+            seen = any(word in row[: at + 1] for word in truth.words)
+            fires = seen and token == truth.trigger
+            assert (float(held[at]) > 2) == fires
+            assert (float(odds[at]) > 0.5) == fires
+
+
+def test_in_the_null_the_neuron_needs_no_word() -> None:
+    each = context_neuron(0, null=True)
+    assert each.truth.heads == ()
+    for row in each.texts(6):
+        held = each.model.capture([row], "neurons.1", special=True)["neurons.1"][0, :, each.truth.neuron]
+        assert [bool(value > 2) for value in held] == [token == each.truth.trigger for token in row]
