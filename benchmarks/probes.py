@@ -1,19 +1,25 @@
-"""What monitors cost: reading activations, training all orders, and the cascade's share of the multiplies.
+"""What monitors cost: reading activations, training, the cascade, detectors beside a prefill, screening of latents.
 
 python benchmarks/probes.py [--quick] [--out FILE.json]
 """
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from timing import claim, interleaved, options, ratios, report
 from transformers import LlamaConfig
 
-from cutaway.model import Model
+from cutaway.errors import CutawayError
+from cutaway.features import Codes
+from cutaway.model import Model, load_model
 from cutaway.planted.build import quiet_llama, word_tokenizer
 from cutaway.planted.polynomial import MIXED, polynomial_data
-from cutaway.probes import activations
+from cutaway.probes import LinearProbe, activations
+from cutaway.probes.safetynet import fit_detector, fit_ensemble
+from cutaway.probes.selection import screen
 from cutaway.probes.tpc import Labelled, Polynomial, Recipe, Term, fit_polynomial, run_cascade, tune
 from cutaway.probes.tpc.calibration import ladder_trial, reached
 from cutaway.probes.tpc.method import f1, optimise
@@ -84,6 +90,74 @@ def plain_training(train: Labelled, validation: Labelled, recipe: Recipe, linear
     return len(terms)
 
 
+def monitored(repeats: int) -> tuple[str, list[float], list[float]]:
+    """Prefill of 512 tokens with an ensemble of four detectors, or a linear probe on all tokens, over the plain one."""
+    try:
+        model = load_model("smollm2-135m-instruct", dtype="float32")
+    except CutawayError:
+        model = small_model()
+    layer = model.n_layers // 2
+    site, ids = f"resid_post.{layer}", torch.randint(100, model.vocab_size, (1, 512)).tolist()
+    normal = torch.randn(400, model.d_model)
+    ensemble = fit_ensemble(normal, ("mahalanobis", "pca", "autoencoder", "vae"))
+    probe = LinearProbe(torch.randn(model.d_model), 0.0, site, "mean")
+
+    batch = model.batch(ids)
+
+    @torch.no_grad()
+    def plain(_: int) -> object:
+        return model.logits(batch)
+
+    @torch.no_grad()
+    def watched(_: int) -> object:
+        return ensemble.p_values(model.capture(batch, [site, "logits"], special=True)[site][:, -1])
+
+    @torch.no_grad()
+    def probed(_: int) -> object:
+        return probe.running(model.capture(batch, [site, "logits"], special=True)[site][0])
+
+    runs = interleaved(repeats, plain=plain, watched=watched, probed=probed)
+    return model.name, ratios(runs, "watched", "plain", "cpu"), ratios(runs, "probed", "plain", "cpu")
+
+
+def detectors(quick: bool) -> list[float]:
+    """CPU seconds to fit the four detectors on 5,000 x 576."""
+    x = torch.randn(500 if quick else 5000, 576) @ (torch.randn(576, 576) / 24)
+    start = time.process_time()
+    for name in ("mahalanobis", "pca", "autoencoder", "vae"):
+        fit_detector(name, x)
+    return [time.process_time() - start]
+
+
+def screening(quick: bool) -> tuple[list[float], float]:
+    """How many times faster one pass is than a latent at a time, 16,384 latents on 2,000 rows; largest difference."""
+    rng, rows, latents, sampled = np.random.default_rng(0), 2000, 16_384, 100 if quick else 400
+    indices = np.stack([rng.choice(latents, 32, replace=False) for _ in range(rows)])
+    codes = Codes(torch.from_numpy(indices), torch.from_numpy(rng.gamma(1, 1, (rows, 32))).float(), latents)
+    labels = rng.random(rows) < 0.5
+    dense = codes.dense().numpy()
+    start = time.process_time()
+    naive = [roc_auc_score(labels, dense[:, i]) for i in range(sampled)]
+    loop = (time.process_time() - start) / sampled * latents
+    found, times = screen(codes, labels), []
+    for _ in range(3):
+        start = time.process_time()
+        found = screen(codes, labels)
+        times.append(loop / (time.process_time() - start))
+    return times, float(np.abs(found[:sampled] - naive).max())
+
+
+def word_reading(model: Model, repeats: int, quick: bool) -> list[float]:
+    """Texts with a swapped word at five sites: length buckets and one forward against one text and site at a time."""
+    rng, sites = np.random.default_rng(1), [f"resid_post.{i}" for i in range(4)]
+    rows = [rng.integers(3, model.vocab_size, int(size)).tolist() for size in rng.integers(5, 20, 40 if quick else 200)]
+    sides = {
+        "ours": lambda _: activations(model, rows, sites, "last"),
+        "one": lambda _: [activations(model, [row], site, "last") for row in rows for site in sites],
+    }
+    return ratios(interleaved(repeats, **sides), "one", "ours", "cpu")
+
+
 def main() -> None:
     given = options(__doc__)
     repeats = 1 if given.quick else 3
@@ -115,7 +189,16 @@ def main() -> None:
         shares.append(float(exits.multiplies.mean() / sum(monitor.multiplies)))
         losses.append(reached(monitor, split)[-1] - f1(split.test.labels, exits.flagged))
     tokens = sum(map(len, rows))
+    name, watched, probed = monitored(3 if given.quick else 9)
+    faster, apart = screening(given.quick)
     claims = [
+        claim("prefill of 512 tokens with four detectors", "no monitor", watched, bar=1.1),
+        claim("prefill of 512 tokens, every token's probe score", "no monitor", probed, bar=1.1),
+        claim("fit four detectors on 5,000 x 576", "-", detectors(given.quick), bar=60.0, unit="s"),
+        claim("screen 16k latents on 2,000 rows", "scikit-learn, a latent at a time", faster, bar=50.0, at_least=True),
+        claim("same areas", "scikit-learn", [apart], bar=1e-6, unit="largest difference"),
+        claim("read a word in 200 texts at four sites", "one text and site at a time",
+              word_reading(model, repeats, given.quick), bar=3.0, at_least=True),
         claim("read activations, length buckets", "all padded", ratios(reading, "padding", "buckets", "cpu"),
               bar=5.0, at_least=True),
         claim("same vectors", "padding to the longest", [gap], bar=1e-4, unit="largest difference"),
@@ -124,7 +207,9 @@ def main() -> None:
         claim("multiplies of a tuned cascade", "full order", shares, bar=0.4, unit="share"),
         claim("F1 lost by a tuned cascade", "full order", losses, bar=0.01, unit="F1"),
     ]  # fmt: skip
-    report(given, claims, tokens=tokens, longest=LONGEST, median=int(np.median([len(row) for row in rows])))
+    report(
+        given, claims, monitored=name, tokens=tokens, longest=LONGEST, median=int(np.median([len(row) for row in rows]))
+    )
 
 
 if __name__ == "__main__":

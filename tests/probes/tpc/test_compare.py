@@ -49,7 +49,10 @@ def test_findings_and_charts_say_it(found):
     gain = items["F1 gained by order 2 over order 1"]
     assert gain.value == pytest.approx(found.gains[0].value)
     assert gain.control.value < 0.2
-    assert items["recall at 5% false alarms, cascade"].control.name == "false alarms on test rows"
+    recall = items["recall at the threshold for 5% validation false alarms, cascade"]
+    assert recall.control.name == "false alarms on test rows"
+    flags = found.point("order 2").recall_here
+    assert items["recall at 5% false alarms on test rows, order 2"].value == flags
     assert "higher orders help" in summarise(found)
     assert {chart.y_label for chart in charts(found)} >= {"F1"}
     assert len(found.to_frame()) == len(found.points)

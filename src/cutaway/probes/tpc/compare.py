@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from cutaway.errors import UsageError
-from cutaway.probes.scoring import alarm_threshold, area_gains, auroc
+from cutaway.probes.scoring import alarm_threshold, area_gains, auroc, recall_at
 from cutaway.probes.tpc.baselines import fit_early_exit, fit_mlp
 from cutaway.probes.tpc.cascade import ladder, replay, run_cascade, tune
 from cutaway.probes.tpc.method import Labelled, Recipe, drops, f1, fit_linear, fit_polynomial
@@ -50,6 +50,8 @@ class Point:
     """At the validation threshold of the stated false-alarm rate; None where it cannot be set."""
     alarms: Interval | None
     """Share of test negatives that this threshold flags."""
+    recall_here: float | None = None
+    """At the threshold that the test negatives themselves would set: what ranking alone can do at that rate."""
     exits: tuple[int, ...] = ()
     """Test rows that left at each order."""
 
@@ -188,7 +190,8 @@ class _Judge:
             alarms = wilson(int(above[~labels].sum()), int((~labels).sum()))
         reached = _resampled(labels, (flags,))
         area = auroc(labels, test.astype(float))
-        return Point(monitor, kind, multiplies, reached, area, recall, alarms, tuple(exits))
+        here = recall_at(test[~labels].astype(float), test[labels].astype(float), self.rate)
+        return Point(monitor, kind, multiplies, reached, area, recall, alarms, here, tuple(exits))
 
 
 _Step = tuple[str, Callable[[Comparison], Comparison]]

@@ -26,6 +26,9 @@ def findings(found: Comparison, shortcuts: Mapping[str, Interval], false_alarms:
     for point in found.points:
         if point.kind != "cascade" or point.monitor == "cascade":
             items.append(_recall(point, found, false_alarms))
+            if point.recall_here is not None:
+                name = f"recall at {100 * false_alarms:g}% false alarms on test rows, {point.monitor}"
+                items.append(Finding(name, point.recall_here, n=found.n))
     if found.share is not None:
         point = found.point("cascade")
         items.append(_finding("F1, cascade", point.f1))
@@ -44,6 +47,8 @@ def summarise(found: Comparison) -> str:
     best = max(range(len(found.areas)), key=lambda n: found.areas[n].value)
     gain = found.areas[best]
     verdict = "linear is enough here" if found.linear_is_enough else "higher orders help"
+    if all(point.auroc.low <= 0.5 for point in orders):
+        verdict = "no order is better than chance on the test rows"
     text = (
         f"{verdict}: AUROC {orders[0].auroc} at order 1, best gain {gain.value:+.2f} [{gain.low:.2f}, {gain.high:.2f}]"
     )
@@ -54,7 +59,7 @@ def summarise(found: Comparison) -> str:
 def charts(found: Comparison) -> tuple[Chart | Heat, ...]:
     """F1 and recall against multiplies, each kind of monitor a chart's line; F1 by order with the control."""
     out: list[Chart | Heat] = []
-    for key, label in (("f1", "F1"), ("recall", "recall at the false-alarm rate")):
+    for key, label in (("f1", "F1"), ("recall", "recall at the validation threshold")):
         points = [each for each in found.points if getattr(each, key) is not None]
         if points:
             out.append(_cost_chart(points, key, label))
@@ -88,7 +93,8 @@ def _series(name: str, values: "list[Interval | None] | list[Interval]", control
 
 
 def _recall(point: Point, found: Comparison, rate: float) -> Finding:
-    name = f"recall at {100 * rate:g}% false alarms, {point.monitor}"
+    # Sources may shift: the rate that validation rows set is not the rate on test rows, which stands beside it.
+    name = f"recall at the threshold for {100 * rate:g}% validation false alarms, {point.monitor}"
     if point.recall is None or point.alarms is None:
         return Finding(name, None, undefined=found.why_no_recall or "no threshold")
     alarms = _finding("false alarms on test rows", point.alarms)
