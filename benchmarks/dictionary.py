@@ -1,24 +1,28 @@
-"""What dictionaries cost: matching pursuit by Gram matrix against k full products, harvesting against a bare forward.
+"""What dictionaries cost: matching pursuit by Gram matrix against k full products, TopK training against SAELens.
 
     python benchmarks/dictionary.py [--quick] [--out FILE.json]
 
 Pursuit: random unit atoms, d = 576, k = 40, the same atoms chosen by both (checked). The Gram matrix is computed
-before: it belongs to the dictionary. Harvest: one site at the last layer, so that both run the whole decoder.
+before: it belongs to the dictionary. Training: d = 576, 4,608 latents, k = 32, batches of 4,096 rows, in float32;
+run it with an interpreter that has sae-lens to measure SAELens itself.
 """
 
+import importlib.util
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timing import claim, interleaved, options, ratios, report
+from torch import Tensor
 
-from cutaway.features.corpus import open_corpus
-from cutaway.features.harvest import contexts, groups, stream
 from cutaway.features.itda import pursue, pursue_directly
-from cutaway.model import Model, load_model
+from cutaway.features.sparse import SparseDictionary
+from cutaway.features.train import TrainConfig, Trainer
 
 D, K = 576, 40
 BARS = {4096: 3.0, 16384: 5.0}
-LENGTH, BATCH = 128, 16
+N, ACTIVE, BATCH = 4608, 32, 4096
 
 
 def pursuit(repeats: int, n: int, rows: int) -> tuple[list[float], dict[str, float]]:
@@ -40,37 +44,83 @@ def pursuit(repeats: int, n: int, rows: int) -> tuple[list[float], dict[str, flo
     return ratios(found, "direct", "gram"), speeds
 
 
-def harvest(repeats: int, model: Model, tokens: int) -> tuple[list[float], float]:
-    """Tokens a second of a stream over those of a bare forward on the same windows; and of the stream."""
-    texts = open_corpus("wikitext")
-    site = f"resid_post.{model.n_layers - 1}"
-    windows = next(groups(contexts(model, texts, LENGTH)))[: max(BATCH, tokens // LENGTH)]
-    batches = [model.batch([w.ids for w in windows[i : i + BATCH]]) for i in range(0, len(windows), BATCH)]
-    count = sum(len(window.ids) for window in windows)
-
-    def bare(_: int) -> None:
-        for batch in batches:
-            model.hf.get_decoder()(**batch.forward_kwargs(), use_cache=False)
-
-    def ours(_: int) -> int:
-        return sum(map(len, stream(model, texts, site, tokens=count, length=LENGTH, batch=BATCH)))
-
-    found = interleaved(repeats, stream=ours, bare=bare)
-    return ratios(found, "bare", "stream"), count / min(run.wall for run in found["stream"])
+def training(repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """How many times more rows a second than each rival, repeat by repeat; and rows a second of all."""
+    batches = [torch.randn(BATCH, D, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    trainer = Trainer(batches[0], TrainConfig(n_latents=N, k=ACTIVE, batch=BATCH))
+    sides: dict[str, Callable[[int], Any]] = {"ours": lambda i: trainer.step(batches[i % 3])}
+    for name, step in rivals().items():
+        sides[name] = lambda i, step=step: step(batches[i % 3])
+    found = interleaved(repeats, **sides)
+    speeds = {name: BATCH / min(run.wall for run in runs) for name, runs in found.items()}
+    return {name: ratios(found, name, "ours") for name in found if name != "ours"}, speeds
 
 
-@torch.inference_mode()
+def rivals() -> dict[str, Callable[[Tensor], None]]:
+    """SAELens where it is installed, in its default and in its sparse mode; else its algorithm written plainly."""
+    if importlib.util.find_spec("sae_lens") is None:
+        return {"SAELens's dense TopK, written plainly": plain()}
+    # Its sparse mode cannot be differentiated on a CPU together with its default of rescaling by norms.
+    return {"SAELens": saelens(), "SAELens, sparse activations": saelens(sparse=True)}
+
+
+def saelens(sparse: bool = False) -> Callable[[Tensor], None]:
+    """One training step of SAELens as its trainer takes it, without logging."""
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    rest = {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False} if sparse else {}
+    made = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=N, k=ACTIVE, device="cpu", **rest))
+    adam = torch.optim.Adam(made.parameters(), lr=3e-4)
+    silent, fired = torch.zeros(N), torch.zeros(N)
+
+    def step(rows: Tensor) -> None:
+        found = made.training_forward_pass(TrainStepInput(rows, {}, silent > 1000, 0, False))
+        with torch.no_grad():
+            active = found.feature_acts.bool().float()
+            total = active.sum(0)
+            total = total.to_dense() if total.is_sparse else total
+            silent.add_(1)
+            silent[total > 0] = 0
+            fired.add_(total)
+        found.loss.backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    return step
+
+
+def plain() -> Callable[[Tensor], None]:
+    """A dense TopK autoencoder by autograd."""
+    made = SparseDictionary(D, N, k=ACTIVE)
+    adam = torch.optim.Adam(made.parameters(), lr=3e-4)
+
+    def step(rows: Tensor) -> None:
+        top = made.pre(rows).topk(ACTIVE, dim=-1, sorted=False)
+        values = torch.zeros(len(rows), N).scatter(1, top.indices, top.values.relu())
+        loss = (values @ made.w_dec + made.b_dec - rows).square().sum(-1).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    return step
+
+
 def main() -> None:
     given = options(__doc__)
-    claims, details = [], {}
+    claims, details = [], {"precision": "float32"}
     for n, bar in BARS.items():
-        times, speeds = pursuit(2 if given.quick else 5, n, 32 if given.quick else 128)
+        with torch.inference_mode():
+            times, speeds = pursuit(2 if given.quick else 5, n, 32 if given.quick else 128)
         claims.append(claim(f"pursuit, n = {n}", "k full products", times, bar=bar, at_least=True))
         details[f"rows a second, n = {n}"] = speeds
-    model = load_model("smollm2-135m-instruct", dtype="float32")
-    share, speed = harvest(1 if given.quick else 3, model, 2048 if given.quick else 8192)
-    claims.append(claim("harvest, tokens a second", "bare forward of the decoder", share, bar=0.9, at_least=True))
-    details["harvested tokens a second"] = speed
+    faster, speeds = training(2 if given.quick else 6)
+    for name, times in faster.items():
+        bar = None if "sparse" in name else 4.0
+        claims.append(claim("TopK training, rows a second", name, times, bar=bar, at_least=True))
+    details["rows a second in training"] = speeds
     report(given, claims, **details)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("package", ["cutaway.features", "cutaway.features.itda", "cutaway.features.mfr"])
+@pytest.mark.parametrize("package", ["cutaway.features", "cutaway.features.itda", "cutaway.features.mfr_sae"])
 def test_every_public_name_is_there(package: str) -> None:
     module = importlib.import_module(package)
     assert sorted(module._PLACES) == sorted(module.__all__)
@@ -18,7 +18,7 @@ def test_every_public_name_is_there(package: str) -> None:
 
 def test_studies_are_imported_without_torch() -> None:
     program = (
-        "import sys, cutaway.features.mfr.study, cutaway.features.itda.study;"
+        "import sys, cutaway.features.mfr_sae.study, cutaway.features.itda.study;"
         "sys.exit('torch was imported' if 'torch' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

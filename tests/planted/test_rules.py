@@ -56,8 +56,8 @@ def test_the_context_neuron_writes_its_token_after_either_word_and_the_trigger(s
     each = context_neuron(seed)
     truth, site = each.truth, f"neurons.{each.truth.layer}"
     for row in each.texts(12, seed=seed):
-        held = each.model.capture([row], site, special=True)[site][0, :, truth.neuron]
-        odds = each.model.logits(each.model.batch([row]))[0].softmax(-1)[:, truth.token]
+        held = each.model.capture([row], site, special=True)[site][0, :, truth.neuron].detach()
+        odds = each.model.logits(each.model.batch([row]))[0].detach().softmax(-1)[:, truth.token]
         for at, token in enumerate(row):
             seen = any(word in row[: at + 1] for word in truth.words)
             fires = seen and token == truth.trigger

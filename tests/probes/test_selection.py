@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from cutaway.errors import UsageError
 from cutaway.features import Codes
-from cutaway.probes.answerability.calibration import selection_on_coins
+from cutaway.probes.sae_answerability.calibration import selection_on_coins
 from cutaway.probes.selection import codes_of, columns, fit_k_sparse, grouped_folds, nested, screen
 
 

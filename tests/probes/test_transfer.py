@@ -6,7 +6,7 @@ import torch
 
 from cutaway.errors import UsageError
 from cutaway.planted.answerable import transfer_data
-from cutaway.probes.answerability.calibration import loses_as_predicted, planted_sets, ranks_and_flags
+from cutaway.probes.sae_answerability.calibration import loses_as_predicted, planted_sets, ranks_and_flags
 from cutaway.probes.selection import codes_of
 from cutaway.probes.transfer import Labelled, agreement, transfer
 

@@ -80,7 +80,8 @@ class Provenance:
 class Dictionary(Protocol):
     """Sparse codes of activations at a site."""
 
-    provenance: Provenance
+    @property
+    def provenance(self) -> Provenance: ...
 
     @property
     def n_latents(self) -> int: ...

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -99,7 +100,7 @@ class _Active:
         """Of tokens where the latent is active."""
         return (self._ends[latent + 1] - self._ends[latent]) / self.rows
 
-    def histogram(self, latent: int) -> dict[str, tuple[float, ...]]:
+    def histogram(self, latent: int) -> dict[str, Any]:
         """Bars of equal width over the latent's values: middle and number of each."""
         value, _, _ = self._of(latent)
         if not len(value):
@@ -132,9 +133,7 @@ class _Active:
         return self._value[part], self._context[part], self._position[part]
 
 
-def _effects(
-    model: Model, dictionary: Dictionary, read: str, latents: list[int], top: int
-) -> list[dict[str, tuple[str, ...] | tuple[float, ...]]]:
+def _effects(model: Model, dictionary: Dictionary, read: str, latents: list[int], top: int) -> list[dict[str, Any]]:
     """Return for each latent the tokens its atom raises and lowers most; nothing where it writes elsewhere."""
     atoms = dictionary.atoms.detach().float()[latents]
     place = parse(dictionary.provenance.target or read, model.layout)[0]
@@ -147,7 +146,7 @@ def _effects(
     found = []
     for atom in atoms if gain is None else atoms * gain.detach().float().cpu():
         effect = weight @ atom
-        row: dict[str, tuple[str, ...] | tuple[float, ...]] = {}
+        row: dict[str, Any] = {}
         for name, sign in (("positive", 1), ("negative", -1)):
             best = (sign * effect).topk(min(top, len(effect)))
             row[name] = tuple(model.decode([token]) for token in best.indices.tolist())

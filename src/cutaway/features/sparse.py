@@ -244,4 +244,4 @@ def load_dictionary(folder: str | Path, model: "Model | None" = None) -> SparseD
         raise CutawayError(f"{folder} holds no dictionary written by Cutaway: {error}") from error
     if model is not None:
         check_model(made, model)
-    return made
+    return made.requires_grad_(False)

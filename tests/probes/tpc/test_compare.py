@@ -66,6 +66,7 @@ def test_too_few_negatives_give_no_recall(split):
     assert "needs 99" in partial.why_no_recall
     assert partial.point("order 1").recall is None
     undefined = [item for item in findings(partial, {}, 0.01) if item.name.startswith("recall")]
+    undefined = [item for item in undefined if "on test rows" not in item.name]
     assert undefined
     assert all("needs 99" in item.undefined for item in undefined)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -28,8 +29,13 @@ def heat(tokens: Sequence[str], values: Sequence[float | None], strongest: float
         kinds = f"{shade(value, strongest)}{' peak' if i == peak else ''}".strip()
         shown = "special token, not counted" if value is None else number(value)
         named = f' class="{kinds}"' if kinds else ""
-        parts.append(f'<span{named} data-v="{shown}">{escape(visible(token))}</span>')
+        parts.append(f'<span{named} data-v="{shown}">{_written(token)}</span>')
     return Markup(f'<p class="heat" dir="auto">{"".join(parts)}</p>')
+
+
+@lru_cache(1 << 16)
+def _written(token: str) -> str:
+    return str(escape(visible(token)))
 
 
 def bars(histogram: dict[str, Any]) -> Markup:

@@ -42,12 +42,7 @@ def pages_router(index: FeatureIndex, live: Live | None) -> APIRouter:
     def start() -> RedirectResponse:
         return RedirectResponse(home)
 
-    @router.get("/static/{name}")
-    def static(name: str) -> Response:
-        if name not in STATIC:
-            raise ProblemError(404, f"no file {name!r}", "")
-        text = (files("cutaway.app.features") / "static" / name).read_text(encoding="utf-8")
-        return Response(text, media_type=STATIC[name], headers={"cache-control": "no-cache"})
+    router.get("/static/{name}")(_static)
 
     @router.get("/{model}")
     def overview(request: Request, model: str) -> HTMLResponse:
@@ -60,17 +55,8 @@ def pages_router(index: FeatureIndex, live: Live | None) -> APIRouter:
         request: Request, model: str, ci: bool = False, trim: bool = False, offset: int = Query(0, ge=0)
     ) -> HTMLResponse:
         check_model(index, model)
-        asked = [(name, value) for name, value in request.query_params.multi_items() if name in ROLES and value]
-        context: dict[str, Any] = {"asked": asked, "ci": ci, "trim": trim, "found": None}
-        if asked:
-            query = request.scope["query_string"]
-            # An empty field of the form is no term.
-            kept = [part for part in query.split(b"&") if not part.endswith(b"=")]
-            terms = terms_of(Request({**request.scope, "query_string": b"&".join(kept)}))
-            found = view.search(index, terms, ci=ci, trim=trim, offset=offset, limit=PER_PAGE)
-            rest = b"&".join(part for part in kept if not part.startswith(b"offset=")).decode("latin-1")
-            context |= {"found": found, "turns": _turns(f"{home}/search?{rest}&", offset, found["total"])}
-        return page(request, "search.html.j2", **context)
+        found = _searched(index, f"{home}/search", request, ci, trim, offset)
+        return page(request, "search.html.j2", ci=ci, trim=trim, **found)
 
     @router.get("/{model}/{layer}")
     def layer_page(
@@ -114,6 +100,26 @@ def pages_router(index: FeatureIndex, live: Live | None) -> APIRouter:
     return router
 
 
+def _searched(index: FeatureIndex, home: str, request: Request, ci: bool, trim: bool, offset: int) -> dict[str, Any]:
+    """What was asked for and, if anything was, what was found."""
+    asked = [(name, value) for name, value in request.query_params.multi_items() if name in ROLES and value]
+    if not asked:
+        return {"asked": asked, "found": None}
+    # An empty field of the form is no term.
+    kept = [part for part in request.scope["query_string"].split(b"&") if not part.endswith(b"=")]
+    terms = terms_of(Request({**request.scope, "query_string": b"&".join(kept)}))
+    found = view.search(index, terms, ci=ci, trim=trim, offset=offset, limit=PER_PAGE)
+    rest = b"&".join(part for part in kept if not part.startswith(b"offset=")).decode("latin-1")
+    return {"asked": asked, "found": found, "turns": _turns(f"{home}?{rest}&", offset, found["total"])}
+
+
+def _static(name: str) -> Response:
+    if name not in STATIC:
+        raise ProblemError(404, f"no file {name!r}", "")
+    text = (files("cutaway.app.features") / "static" / name).read_text(encoding="utf-8")
+    return Response(text, media_type=STATIC[name], headers={"cache-control": "no-cache"})
+
+
 def linker(home: str) -> Any:
     """Return what makes addresses: ``link("12", 7)`` of a unit, ``link(activating=" a")`` of a search."""
 
@@ -129,7 +135,7 @@ def _graph(graph: dict[str, Any] | None) -> Markup | str:
     """Return a unit's graph as SVG; graphs of other tools that cannot be read are left out."""
     if graph is None:
         return ""
-    from cutaway.features.neuron_to_graph import NeuronGraph
+    from cutaway.features.neuron2graph import NeuronGraph
 
     try:
         return Markup(NeuronGraph.from_dict(graph).to_svg())

@@ -123,7 +123,7 @@ def make_graphs(
 
     A unit that fires nowhere in the windows has none.
     """
-    from cutaway.features import neuron_to_graph as n2g
+    from cutaway.features import neuron2graph as n2g
 
     made: dict[int, dict[str, Any]] = {}
     if not numbers:

@@ -68,7 +68,7 @@ class Vocabulary:
 
     @cached_property
     def _spellings(self) -> dict[str, list[int]]:
-        from cutaway.features.neuron_to_graph.tokens import normalise
+        from cutaway.features.neuron2graph.tokens import normalise
 
         table: dict[str, list[int]] = {}
         for token in range(len(self)):

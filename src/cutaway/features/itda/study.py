@@ -254,7 +254,7 @@ def _rival(
     config: ItdaConfig, model: "Model", kept: "Corpus", left: "Corpus", built: "Built", seconds: float
 ) -> list[Finding]:
     """A TopK dictionary of the same size, trained for as long, on the same text."""
-    from cutaway.features.harvest import mixed, stream
+    from cutaway.features.harvest import mixed, provenance_of, stream
     from cutaway.features.train import TrainConfig, train
 
     n = built.dictionary.n_latents
@@ -262,10 +262,10 @@ def _rival(
     deadline = time.monotonic() + seconds
     source = stream(model, kept, config.site, length=config.length)
     try:
-        trained = train(_until((part[config.site].float() for part in mixed(source, 8192)), deadline), settings)
+        rows = _until((part[config.site].float() for part in mixed(source, 8192)), deadline)
+        trained = train(rows, settings, provenance=provenance_of(model, kept, config.site))
     except UsageError as error:
         return [Finding("FVU, TopK trained for as long", None, undefined=str(error))]
-    trained.dictionary.provenance = built.dictionary.provenance
     return _scores("TopK trained for as long", _measured(config, model, trained.dictionary, left).score, ())
 
 

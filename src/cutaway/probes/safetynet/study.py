@@ -29,7 +29,7 @@ class SafetyNetConfig(StudyConfig):
     """Questions with the trigger, and as many with a decoy."""
     trained: int = Field(120, ge=4)
     """Questions to plant the backdoor with, of each kind (plain, decoy, triggered)."""
-    steps: int = Field(120, ge=1)
+    steps: int = Field(150, ge=1)
     """Of training."""
     rank: int = Field(8, ge=1)
     """Of the adapter that carries the backdoor."""

@@ -1,0 +1,58 @@
+"""Neuron to graph: a feature as token patterns that predict where it fires."""
+
+from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Node, Overlap, Trie, gap_summary, overlap
+from cutaway.features.neuron2graph.method import (
+    Fitted,
+    Pruned,
+    Saliency,
+    Settings,
+    Snippet,
+    fit,
+    prune,
+    published,
+    saliency,
+)
+from cutaway.features.neuron2graph.score import Score, judge, lookups, score
+from cutaway.features.neuron2graph.snippets import (
+    listed,
+    mask_tokens,
+    nearest_tokens,
+    next_tokens,
+    read,
+    windows,
+)
+from cutaway.features.neuron2graph.tokens import normalise, speller, start_tokens
+from cutaway.features.neuron2graph.variants import vary
+
+__all__ = [
+    "Ending",
+    "Fitted",
+    "NeuronGraph",
+    "Node",
+    "Overlap",
+    "Pruned",
+    "Saliency",
+    "Score",
+    "Settings",
+    "Snippet",
+    "Trie",
+    "fit",
+    "gap_summary",
+    "judge",
+    "listed",
+    "lookups",
+    "mask_tokens",
+    "nearest_tokens",
+    "next_tokens",
+    "normalise",
+    "overlap",
+    "prune",
+    "published",
+    "read",
+    "saliency",
+    "score",
+    "speller",
+    "start_tokens",
+    "vary",
+    "windows",
+]
