@@ -1,8 +1,10 @@
 """A ledger with two runs, an app over it, a client that speaks from loopback."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,3 +75,18 @@ def server(tiny: Model, registry: Registry, tmp_path_factory: pytest.TempPathFac
     url = f"sqlite:///{tmp_path_factory.mktemp('served') / 'ledger.db'}"
     with running(create_app(url, model=tiny, registry=registry)) as found:
         yield found
+
+
+@pytest.fixture(scope="module")  # another folder's browser could not start beside this one
+def browser() -> Iterator[Any]:
+    """Chromium with no network but the loopback address."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    flags = ["--no-sandbox", "--disable-background-networking", offline]
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield running
+        running.close()

@@ -1,7 +1,6 @@
 """The playground: in a browser against a real server; what is saved is a run like any other."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,18 +62,6 @@ def test_what_cannot_be_saved_is_refused(http: TestClient, change: dict[str, Any
     answer = http.post("/api/playground/runs", json={**TRIAL, **change})
     assert answer.status_code == 400
     assert match in answer.json()["error"]["message"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def says(page: Any, text: str) -> None:

@@ -1,5 +1,7 @@
 """`cutaway serve`: what is wrong is said before anything is loaded; named files reach the server."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,13 @@ def test_what_does_not_fit_the_model_is_refused_at_the_start(tiny: Model) -> Non
         Wishes(tiny, Registry(monitors={"x": other}))
     with pytest.raises(UsageError, match="no '\\+'"):
         Wishes(tiny, Registry(edits={"a+b": (Add("resid_post.0", torch.ones(32)),)}))
+
+
+def test_without_the_web_packages_it_says_which_to_install() -> None:
+    program = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "from cutaway.cli.main import main; sys.argv = ['cutaway', 'serve']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: the web app needs fastapi: pip install 'cutaway[app]'"

@@ -1,15 +1,20 @@
-"""`cutaway serve`: what was asked for on the command line, checked and started."""
+"""`cutaway serve` and the end of `cutaway index`: what was asked for on the command line, checked and started."""
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cutaway.errors import CutawayError, UsageError
 
+if TYPE_CHECKING:
+    from cutaway.model import Model
+
 
 def start(
-    model: str | None,
+    model: "str | Model | None",
     *,
     index: Path | None = None,
     host: str = "127.0.0.1",
@@ -21,28 +26,32 @@ def start(
     edits: Sequence[str] = (),
     monitors: Sequence[str] = (),
 ) -> None:
-    """Load ``model`` and answer at ``host:port`` until interrupted."""
-    try:
-        from cutaway.app.create import serve
-        from cutaway.app.guard import access
-        from cutaway.app.registry import read_registry
-    except ImportError:
-        raise CutawayError("`cutaway serve` needs the web packages: pip install 'cutaway[app]'") from None
+    """Load ``model``, where it is a name, and answer at ``host:port`` until interrupted."""
+    need_web()
+    from cutaway.app.create import serve
+    from cutaway.app.guard import access
+    from cutaway.app.registry import read_registry
+
     secret = _token(token_file)
     access(host, secret)  # before the model is loaded, not after it
     if index is not None and not index.is_dir():
         raise UsageError(f"--index {index}: no such folder")
-    opened = None
     if model is None and (vectors or edits or monitors):
         raise UsageError("--vectors, --edits and --monitor need a --model")
     registry = read_registry(vectors, edits, monitors)
-    if model is not None:
+    if isinstance(model, str):
         from cutaway.model import load_model
 
-        opened = load_model(model, dtype=dtype)
+        model = load_model(model, dtype=dtype)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201  the command's own line
-    serve(ledger=ledger, model=opened, index=index, host=host, port=port, token=secret, registry=registry)
+    serve(ledger=ledger, model=model, index=index, host=host, port=port, token=secret, registry=registry)
+
+
+def need_web() -> None:
+    """CutawayError where the web packages are not installed."""
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise CutawayError(f"the web app needs {' and '.join(missing)}: pip install 'cutaway[app]'")
 
 
 def _token(file: Path | None) -> str | None:

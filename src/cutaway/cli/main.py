@@ -270,6 +270,45 @@ def serve(
     )
 
 
+@app.command()
+def index(
+    model: Annotated[
+        str, typer.Argument(help="Catalogue name, Hugging Face id, directory or GGUF file.")
+    ] = "smollm2-135m-instruct",
+    folder: Annotated[Path | None, typer.Option(help="Where the index goes; default: the cache folder.")] = None,
+    corpus: Annotated[
+        str, typer.Option(help="wikitext, shakespeare, or a .txt, .jsonl or .parquet file or folder.")
+    ] = "wikitext",
+    full: Annotated[bool, typer.Option("--full", help="All layers and 200,000 tokens: hours on two cores.")] = False,
+    tokens: Annotated[int | None, typer.Option(help="Read so many tokens.")] = None,
+    layers: Annotated[str, typer.Option(help="Whose neurons: 7,15,22; default: three, or with --full all.")] = "",
+    site: Annotated[str, typer.Option(help="Where the dictionary reads; default: the middle of the model.")] = "",
+    latents: Annotated[int | None, typer.Option(help="Of the dictionary.")] = None,
+    graphs: Annotated[int | None, typer.Option(help="Per layer and dictionary, for the strongest units.")] = None,
+    open_app: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the app when done.")] = True,
+    port: Annotated[int, typer.Option(help="Of the app, on loopback.")] = 8000,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    ledger: LedgerUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Make a browsable index of neurons and of a dictionary trained on the way, and open the app over it."""
+    from cutaway.app.start import need_web, start
+    from cutaway.cli.show import show_index
+    from cutaway.features.index.ready import index_model
+
+    if open_app:
+        need_web()
+    with _bench() as lab:
+        made = index_model(
+            lab, model, folder, corpus=corpus, full=full, tokens=tokens, layers=layers, site=site, latents=latents,
+            graphs=graphs, dtype=dtype,
+        )  # fmt: skip
+        opened = lab.model(model, dtype)
+    show_index(made, as_json)
+    if open_app:
+        start(opened, index=made.index.folder, port=port, ledger=ledger)
+
+
 def _ledger(url: str | None) -> Any:
     from cutaway.ledger import Ledger, default_url
 

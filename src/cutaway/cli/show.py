@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,9 @@ from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
 from cutaway.model import Entry
 from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.study import Calibration, Finding, Rate, Study
+
+if TYPE_CHECKING:
+    from cutaway.features.index import Ready
 
 BAR = 20
 WIDE = 110
@@ -142,6 +145,20 @@ def show_runs(found: Sequence[RunRecord], as_json: bool) -> None:
     for run in found:
         _row(table, run.id, run.study, run.started[:19], run.state, f"{run.seconds:.0f}", run.summary)
     Console().print(table)
+    return None
+
+
+def show_index(made: "Ready", as_json: bool) -> None:
+    """A feature index that is ready to be browsed."""
+    index = made.index
+    sources = [{"name": each.name, "kind": each.kind, "units": each.units} for each in index.sources]
+    about = {"folder": str(index.folder), "model": index.model, "units": index.n_units, "tokens": index.about["tokens"]}
+    if as_json:
+        return _json({**about, "sources": sources, "new_graphs": made.graphs})
+    console = Console(soft_wrap=True)
+    console.print(Text(f"{index.folder}: {index.n_units:,} units over {about['tokens']:,} tokens", style="bold"))
+    for each in sources:
+        console.print(Text(f"  {each['kind']} {each['name']}: {each['units']:,}"))
     return None
 
 

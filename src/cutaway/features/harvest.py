@@ -347,9 +347,11 @@ def harvest(
             stored = sum(shard["rows"] for shard in about["shards"])
             if tokens is not None and stored >= tokens:
                 break
-            parts = [
-                activations(model, group[i : i + batch], names, special=special) for i in range(0, len(group), batch)
-            ]
+            parts: list[Rows] = []
+            for i in range(0, len(group), batch):
+                parts.append(activations(model, group[i : i + batch], names, special=special))
+                if i + batch < len(group):
+                    tick(stored + sum(map(len, parts)))
             file = f"{len(about['shards']):05d}.safetensors"
             _save_shard(folder / file, parts, getattr(torch, dtype))
             about["shards"].append({"file": file, "rows": sum(map(len, parts))})

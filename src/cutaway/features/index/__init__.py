@@ -2,7 +2,7 @@
 
 from cutaway.features.index.fill import FillConfig, fill
 from cutaway.features.index.postings import Alike, Term
-from cutaway.features.index.ready import Ready, ReadyConfig, build_ready
+from cutaway.features.index.ready import Ready, ReadyConfig, build_ready, quick
 from cutaway.features.index.store import FeatureIndex, Source, Text, add_notes, check_index, open_index
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "check_index",
     "fill",
     "open_index",
+    "quick",
 ]

@@ -1,28 +1,35 @@
 """From a model to an index one can browse: a dictionary is trained, all units are read, graphs are made.
 
-1. A TopK dictionary is trained on one site's activations (kept in the folder; a later call finds it there).
-2. One pass over the text fills the index with all neurons and the dictionary's latents.
+1. One site's activations are harvested to disk, and a TopK dictionary is trained on them. It stays in the folder, where
+   a later call finds it; they do not.
+2. One pass over the text fills the index with the neurons of all or some layers and the dictionary's latents.
 3. For the strongest latents, and the strongest neurons of some layers, patterns of tokens are fitted on windows of
    the same text and attached.
 
-Stopped at any point, the same call goes on; graphs that are attached already are not made again.
+Stopped at any point, the same call goes on: harvest and pass at the last group of windows, or minute, that was saved;
+a dictionary half trained is trained anew; graphs that are attached already are not made again.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cutaway.errors import UsageError
-from cutaway.features.corpus import Corpus
+from cutaway.features.corpus import Corpus, open_corpus
 from cutaway.features.dictionary import Dictionary
-from cutaway.features.harvest import mixed, provenance_of, stream
+from cutaway.features.harvest import Harvest, harvest, mixed
 from cutaway.features.index.fill import FillConfig, fill
 from cutaway.features.index.live import open_dictionary
 from cutaway.features.index.store import FeatureIndex, add_notes
 from cutaway.features.train import TrainConfig, train
 from cutaway.features.unit import Unit, latent, neuron
 from cutaway.model import Model
+from cutaway.study import Lab, Progress
 
 Tick = Callable[[str, float, float], None]
 """``(what is being done, how much of it, of how much)``."""
@@ -32,6 +39,8 @@ Tick = Callable[[str, float, float], None]
 class ReadyConfig:
     """What goes into a ready-made index."""
 
+    layers: tuple[int, ...] | None = None
+    """Whose neurons are read; None: all."""
     site: str = ""
     """Where the dictionary reads; empty takes the middle layer's resid_post."""
     name: str = ""
@@ -39,7 +48,9 @@ class ReadyConfig:
     latents: int = 4608
     k: int = 32
     train_tokens: int = 200_000
-    """Activations the dictionary is trained on; the text is read again where it is shorter."""
+    """Activations harvested for the dictionary, at least: whole groups of windows are read."""
+    epochs: int = 4
+    """Times that training goes through them: reading costs more than learning."""
     batch: int = 2048
     """Rows in a training step."""
     pool: int = 60_000
@@ -47,14 +58,16 @@ class ReadyConfig:
     graphs: int = 12
     """Latents, and neurons of each layer in ``graph_layers``, that get a graph; the strongest."""
     graph_layers: tuple[int, ...] | None = None
-    """None: a quarter, half and three quarters of the way up."""
+    """Of those read; None: the ones a quarter, half and three quarters of the way up."""
     windows: int = 160
     """Of text, that graphs are made from."""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "k", "train_tokens", "batch", "windows"):
+        for name in ("latents", "k", "train_tokens", "epochs", "batch", "pool", "windows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: 1 or more")
+        if self.k > self.latents:
+            raise UsageError(f"k={self.k}: at most the {self.latents} latents")
         if self.graphs < 0:
             raise UsageError(f"graphs={self.graphs}: 0 or more")
 
@@ -73,6 +86,25 @@ class Ready:
         return f"Ready({self.index!r}, {self.graphs} new graphs{'' if self.complete else ', stopped'})"
 
 
+def quick(model: Model) -> tuple[ReadyConfig, FillConfig]:
+    """Settings that take some minutes on one slow core for a model of 135M parameters: three layers, little text.
+
+    The text is read twice: for the dictionary, and for the index. A dictionary of so little is a demonstration.
+    """
+    config = ReadyConfig(
+        layers=tuple(_quarters(range(model.n_layers))),
+        latents=1152,
+        k=16,
+        train_tokens=16_000,
+        epochs=10,
+        batch=512,
+        pool=20_000,
+        graphs=2,
+        windows=60,
+    )
+    return config, FillConfig(tokens=16_000)
+
+
 def build_ready(
     model: Model,
     corpus: Corpus,
@@ -84,30 +116,87 @@ def build_ready(
 ) -> Ready:
     """Write the index of ``model`` over ``corpus`` into ``folder``; see the module.
 
-    Raises UsageError for a site or layer that the model does not have, or a folder with another index.
+    Raises UsageError for a site or layer that the model does not have, or a folder with another index or dictionary.
     """
     folder, config, filling = Path(folder), config or ReadyConfig(), filling or FillConfig()
     site = config.site or f"resid_post.{model.n_layers // 2}"
     name = config.name or f"topk-{site.replace('_', '-')}"
+    layers = _check_layers(model, config)
     dictionary = _dictionary(model, corpus, folder / "dictionaries" / name, site, config, tick)
     index = fill(
         model,
         corpus,
         folder,
+        layers=layers,
         dictionaries={name: dictionary},
         config=filling,
         tick=lambda tokens: tick("texts read", float(tokens), float(filling.tokens)),
     )
     if not index.about["complete"]:
         return Ready(index, 0, False)
-    layers = config.graph_layers or sorted({model.n_layers * i // 4 for i in (1, 2, 3)})
-    sources = [name, *map(str, layers)]
+    sources = [name, *map(str, _quarters(layers) if config.graph_layers is None else config.graph_layers)]
     chosen = [number for source in sources for number in index.listing(source, limit=config.graphs)]
     wanted = [number for number in chosen if index.strongest(number) > 0 and index.note(number, "graph") is None]
     made, complete = make_graphs(model, corpus, index, wanted, {name: dictionary}, config.windows, tick)
     if made:
         index = add_notes(index, {(number, "graph"): graph for number, graph in made.items()})
     return Ready(index, len(made), complete)
+
+
+def index_model(
+    lab: Lab,
+    model: str,
+    folder: Path | None = None,
+    *,
+    corpus: str = "wikitext",
+    full: bool = False,
+    tokens: int | None = None,
+    layers: str = "",
+    site: str = "",
+    latents: int | None = None,
+    graphs: int | None = None,
+    dtype: str = "auto",
+) -> Ready:
+    """Make the index that `cutaway index` asks for, in ``folder`` or in the lab's home; progress goes to the lab.
+
+    What is None or empty has the value of `quick`, or with ``full`` of `ReadyConfig`.
+    Raises as `build_ready` does; KeyboardInterrupt where it was stopped, and the same call goes on.
+    """
+    chosen = _numbers(layers)
+    texts = open_corpus(corpus)
+    opened = lab.model(model, dtype)
+    config, filling = (ReadyConfig(), FillConfig()) if full else quick(opened)
+    tokens = filling.tokens if tokens is None else tokens
+    latents = config.latents if latents is None else latents
+    config = replace(
+        config,
+        layers=chosen or config.layers,
+        site=site,
+        latents=latents,
+        k=max(1, min(config.k, latents)),
+        train_tokens=tokens,
+        graphs=config.graphs if graphs is None else graphs,
+    )
+    filling = replace(filling, tokens=tokens)
+    place = folder or lab.home / "index" / (opened.name.replace("/", "--") + ("-full" if full else ""))
+    made = build_ready(
+        opened,
+        texts,
+        place,
+        config,
+        filling=filling,
+        tick=lambda what, done, total: lab.progress(Progress(done, total, what)),
+    )
+    if not made.complete:
+        raise KeyboardInterrupt
+    return made
+
+
+def _numbers(layers: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(sorted({int(each) for each in layers.split(",")})) if layers else None
+    except ValueError:
+        raise UsageError(f"layers={layers!r}: numbers with commas between them, such as 7,15,22") from None
 
 
 def make_graphs(
@@ -156,32 +245,81 @@ def make_graphs(
     return made, True
 
 
+def _quarters(layers: Sequence[int]) -> list[int]:
+    return sorted({layers[len(layers) * i // 4] for i in (1, 2, 3)})
+
+
+def _check_layers(model: Model, config: ReadyConfig) -> Sequence[int]:
+    """Return the layers to read; UsageError before anything is trained where they cannot be."""
+    layers = range(model.n_layers) if config.layers is None else config.layers
+    for name, given, known in (
+        ("layers", layers, range(model.n_layers)),
+        ("graph_layers", config.graph_layers, layers),
+    ):
+        if strange := [layer for layer in given or () if layer not in known]:
+            raise UsageError(f"{name}={strange[0]}: one of {', '.join(map(str, known))}")
+    if not layers:
+        raise UsageError("layers: none named; give one or more, or None for all")
+    return layers
+
+
 def _dictionary(model: Model, corpus: Corpus, folder: Path, site: str, config: ReadyConfig, tick: Tick) -> Dictionary:
     if (folder / "dictionary.json").exists():
-        return open_dictionary(folder)
-    steps = max(1, config.train_tokens // config.batch)
-
-    def rows() -> Any:
-        left = steps * config.batch
-        while left > 0:
-            before = left
-            for part in stream(model, corpus, site, tokens=left):
-                left -= len(part)
-                yield part
-            if left == before:
-                raise UsageError(f"corpus {corpus.name!r} has no token of text")
-
-    settings = TrainConfig(n_latents=config.latents, k=config.k, batch=config.batch, steps=steps)
+        return _stored(model, corpus, folder, site, config)
+    kept = harvest(
+        model,
+        corpus,
+        site,
+        folder / "activations",
+        tokens=config.train_tokens,
+        tick=lambda done: tick("tokens read for the dictionary", float(done), float(config.train_tokens)),
+    )
+    if not kept.complete:
+        raise KeyboardInterrupt
+    if not kept.tokens:
+        raise UsageError(f"corpus {corpus.name!r} has no token of text")
+    batch = min(config.batch, kept.tokens)
+    steps = kept.tokens * config.epochs // batch
+    settings = TrainConfig(
+        n_latents=config.latents, k=config.k, batch=batch, steps=steps, warm_up=min(100, steps // 10 + 1)
+    )
     trained = train(
-        (chunk[site] for chunk in mixed(rows(), config.pool)),
+        _shuffled(kept, site, config),
         settings,
-        provenance=provenance_of(model, corpus, site),
+        provenance=kept.provenance(site),
         tick=lambda step: tick("steps of the dictionary", float(step.step + 1), float(steps)),
     )
     if not trained.complete:
         raise KeyboardInterrupt
     trained.dictionary.save(folder)
+    shutil.rmtree(folder / "activations")
     return trained.dictionary
+
+
+def _stored(model: Model, corpus: Corpus, folder: Path, site: str, config: ReadyConfig) -> Dictionary:
+    """Return the dictionary of an earlier call; UsageError where it is not the one that is asked for."""
+    stored = open_dictionary(folder)
+    about = stored.provenance
+    pairs: dict[str, tuple[Any, Any]] = {
+        "model": (about.fingerprint, model.fingerprint),
+        "text": (about.data, corpus.digest),
+        "site": (about.site, site),
+        "latents": (stored.n_latents, config.latents),
+        "k": (about.settings.get("k"), config.k),
+    }
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            raise UsageError(f"{folder} holds a dictionary of {name}={found}, not {wanted}; choose another folder")
+    return stored
+
+
+def _shuffled(kept: Harvest, site: str, config: ReadyConfig) -> Iterator[Tensor]:
+    """Yield the rows of a harvest in random order, once an epoch."""
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(kept.about["shards"]), generator=generator).tolist()
+        for chunk in mixed(kept.rows(order=order), max(2, config.pool), seed=epoch):
+            yield chunk[site]
 
 
 def _unit(model: Model, index: FeatureIndex, number: int, dictionaries: dict[str, Dictionary]) -> Unit:
