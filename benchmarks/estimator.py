@@ -11,7 +11,7 @@ import numpy as np
 from timing import Claim, options, report
 
 from cutaway.planted import reasoner
-from cutaway.reasoning.thought_anchors.study import planted_run
+from cutaway.reasoning.thought_anchors.calibration import planted_run
 
 SHARES = (0.05, 0.1, 0.2)
 PLANTED = "ffpfsfsfa"

@@ -1,6 +1,8 @@
 """Cutaway: open a language model, explain one answer, keep the finding."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.model import Model, load_model
@@ -11,21 +13,4 @@ __version__ = "0.1.0"
 
 __all__ = ["AnchorMap", "Lab", "Model", "explain_answer", "get_study", "load_model", "studies"]
 
-_HOME = {
-    "AnchorMap": "cutaway.reasoning.thought_anchors",
-    "Lab": "cutaway.study",
-    "Model": "cutaway.model",
-    "explain_answer": "cutaway.reasoning.thought_anchors",
-    "get_study": "cutaway.study",
-    "load_model": "cutaway.model",
-    "studies": "cutaway.study",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # `import cutaway` must stay light: torch and transformers load with the first name that needs them.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = on_demand(__name__)

@@ -15,9 +15,9 @@ from cutaway.planted import Reasoner
 from cutaway.reasoning.rollouts import first_sentence
 from cutaway.reasoning.source import sample_trace
 from cutaway.reasoning.thought_anchors.alternatives import group_alternatives
+from cutaway.reasoning.thought_anchors.calibration import planted_run
 from cutaway.reasoning.thought_anchors.method import UNIFORM, explain_answer, find_anchors
 from cutaway.reasoning.thought_anchors.result import NO_ANSWER, OTHER, AnchorMap
-from cutaway.reasoning.thought_anchors.study import planted_run
 from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens
 
 ROUNDING = 1e-6

@@ -1,7 +1,8 @@
 """From activations to features a person can search, read and check."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.features.corpus import Corpus, open_corpus
@@ -49,42 +50,4 @@ __all__ = [
     "write_neuronpedia",
 ]
 
-_PLACES = {
-    "Corpus": ("corpus", "Corpus"),
-    "open_corpus": ("corpus", "open_corpus"),
-    "Codes": ("dictionary", "Codes"),
-    "Dictionary": ("dictionary", "Dictionary"),
-    "Provenance": ("dictionary", "Provenance"),
-    "check_model": ("dictionary", "check_model"),
-    "Evaluation": ("evaluate", "Evaluation"),
-    "evaluate_dictionary": ("evaluate", "evaluate"),
-    "spliced_logits": ("evaluate", "spliced_logits"),
-    "read_dictionary": ("formats", "read_dictionary"),
-    "write_dictionary": ("formats", "write_dictionary"),
-    "Harvest": ("harvest", "Harvest"),
-    "Job": ("harvest", "Job"),
-    "Rows": ("harvest", "Rows"),
-    "harvest_activations": ("harvest", "harvest"),
-    "mixed": ("harvest", "mixed"),
-    "open_harvest": ("harvest", "open_harvest"),
-    "provenance_of": ("harvest", "provenance_of"),
-    "stream": ("harvest", "stream"),
-    "train_all": ("harvest", "train_all"),
-    "FeatureRecord": ("neuronpedia", "FeatureRecord"),
-    "read_neuronpedia": ("neuronpedia", "read_neuronpedia"),
-    "write_neuronpedia": ("neuronpedia", "write_neuronpedia"),
-    "feature_records": ("records", "feature_records"),
-    "SparseDictionary": ("sparse", "SparseDictionary"),
-    "load_dictionary": ("sparse", "load_dictionary"),
-    "TrainConfig": ("train", "TrainConfig"),
-    "Trained": ("train", "Trained"),
-    "train_dictionary": ("train", "train"),
-}
-"""Public name to the module and the name it has there: studies are listed without what the methods import."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, inside = _PLACES[name]
-    return getattr(import_module(f"{__name__}.{module}"), inside)
+__getattr__ = on_demand(__name__)

@@ -6,14 +6,18 @@ Studies that are given the same question, weights, sampling and seed examine the
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from cutaway.errors import CutawayError, UsageError
 from cutaway.grading import auto_outcome, parse_outcome
-from cutaway.model import Model
-from cutaway.sampling import BranchTree, Engine, LocalEngine, Request, Settings, Trace, make_trace, sample
+from cutaway.sampling import Engine, Request, Settings, Trace, make_trace
 from cutaway.study import StudyConfig
+
+if TYPE_CHECKING:
+    from cutaway.model import Model
+    from cutaway.sampling import BranchTree, LocalEngine
 
 
 class TraceConfig(StudyConfig):
@@ -47,14 +51,14 @@ class TraceConfig(StudyConfig):
         return Settings(self.temperature, self.top_p, 0, self.max_tokens, (self.stop,) if self.stop else ())
 
 
-def prompt_ids(model: Model, prompt: str, raw: bool = False) -> tuple[int, ...]:
+def prompt_ids(model: "Model", prompt: str, raw: bool = False) -> tuple[int, ...]:
     """The question as token ids, in the chat template unless ``raw``. UsageError when it is empty."""
     if not prompt.strip():
         raise UsageError("the prompt is empty; ask the model something")
     return tuple(model.encode(prompt, special=True) if raw else model.chat_ids(prompt))
 
 
-def tree_key(model: Model, prompt: str, raw: bool = False) -> str:
+def tree_key(model: "Model", prompt: str, raw: bool = False) -> str:
     """Name of the branch tree of one question under one model."""
     return hashlib.sha256(repr((model.fingerprint, prompt, raw)).encode()).hexdigest()[:24]
 
@@ -68,14 +72,14 @@ class Asked:
 
 
 def ask(
-    engine: LocalEngine,
+    engine: "LocalEngine",
     prompt: str,
     outcome: str | Callable[[str], str | None] = "auto",
     *,
     settings: Settings,
     raw: bool = False,
     seed: int = 0,
-    tree: BranchTree | None = None,
+    tree: "BranchTree | None" = None,
 ) -> Asked:
     """Put a question to the engine's model; ``outcome`` is a spec (`cutaway.grading`) or any function of a text."""
     ids = prompt_ids(engine.model, prompt, raw)
@@ -93,12 +97,14 @@ def sample_trace(
     settings: Settings,
     seed: int = 0,
     tries: int = 12,
-    tree: BranchTree | None = None,
+    tree: "BranchTree | None" = None,
 ) -> Trace:
     """The first of up to ``tries`` sampled continuations that ends by itself and has an answer.
 
     CutawayError when none does, with the end of one of them.
     """
+    from cutaway.sampling import sample
+
     last = ""
     for first in range(0, tries, 4):
         seeds = tuple(seed * 1000 + k for k in range(first, min(first + 4, tries)))

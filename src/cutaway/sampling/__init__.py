@@ -1,7 +1,8 @@
 """Sampling: token ids in, token ids out. Engines, the branch tree on disk, traces and their sentences."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cutaway.lazy import on_demand
 from cutaway.sampling.sentences import split_text, split_tokens, without_end_mark
 from cutaway.sampling.trace import Trace, make_trace
 from cutaway.sampling.types import Cost, Engine, Request, Rollout, Settings
@@ -28,18 +29,4 @@ __all__ = [
     "without_end_mark",
 ]
 
-_HEAVY = {
-    "BranchTree": "cutaway.sampling.tree",
-    "LocalEngine": "cutaway.sampling.local",
-    "OpenAIEngine": "cutaway.sampling.openai",
-    "sample": "cutaway.sampling.tree",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # The types must be importable without torch: studies and the ledger use them.
-    if name not in _HEAVY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HEAVY[name]), name)
+__getattr__ = on_demand(__name__)

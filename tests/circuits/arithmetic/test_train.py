@@ -64,7 +64,7 @@ def test_the_split_losses_add_up_to_the_loss() -> None:
     plan = Recipe("small", 2, signed=False, d_model=24, steps=1, warmup=0)
     curves = train(plan).curves
     model = build(plan)
-    from cutaway.circuits.arithmetic.train import batch_of
+    from cutaway.circuits.arithmetic.training import batch_of
 
     scores = score(model, batch_of(plan, 0))
     assert curves.loss[0] == pytest.approx(scores.loss.mean(), rel=1e-6)

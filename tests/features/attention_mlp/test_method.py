@@ -27,7 +27,7 @@ from cutaway.features.attention_mlp import (
 from cutaway.features.attention_mlp.calibration import level, planted, uniform_p
 from cutaway.features.attention_mlp.report import correlation, scores
 from cutaway.features.attention_mlp.study import AttentionMlp, AttentionMlpConfig
-from cutaway.features.attention_mlp.survey import firing_prompts, survey
+from cutaway.features.attention_mlp.surveys import firing_prompts, survey
 from cutaway.features.unit import function
 from cutaway.model import Mask, Model
 from cutaway.planted.rules import WORDS, context_neuron

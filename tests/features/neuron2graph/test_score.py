@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from cutaway.errors import UsageError
 from cutaway.features.neuron2graph import judge, lookups, score
 from cutaway.features.neuron2graph.calibration import planted
-from cutaway.features.neuron2graph.score import average_precision
+from cutaway.features.neuron2graph.scores import average_precision
 from cutaway.features.neuron2graph.study import NeuronToGraph, NeuronToGraphConfig
 from cutaway.features.neuron2graph.survey import unit_named
 from cutaway.model import Model

@@ -1,14 +1,19 @@
 """Quanta maths: which node of a small model does which part of adding and subtracting, and whether an account holds."""
 
-from cutaway.circuits.addition_subtraction.method import Explanation, algorithm, class_errors, explain, facts, nines
-from cutaway.circuits.addition_subtraction.survey import (
-    Survey,
-    asker,
-    judge_answer,
-    read_number,
-    run_survey,
-    survey_questions,
-)
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.circuits.addition_subtraction.method import Explanation, algorithm, class_errors, explain, facts, nines
+    from cutaway.circuits.addition_subtraction.survey import (
+        Survey,
+        asker,
+        judge_answer,
+        read_number,
+        run_survey,
+        survey_questions,
+    )
 
 __all__ = [
     "Explanation",
@@ -24,3 +29,5 @@ __all__ = [
     "run_survey",
     "survey_questions",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -1,32 +1,37 @@
 """Small models that add and subtract: questions, training, ablation, interchange, roles, clauses."""
 
-from cutaway.circuits.arithmetic.classes import (
-    ADD_CLASSES,
-    CLASSES,
-    NEG_CLASSES,
-    SUB_CLASSES,
-    class_names,
-    class_probabilities,
-    classify,
-    of_class,
-    per_class,
-)
-from cutaway.circuits.arithmetic.format import Format
-from cutaway.circuits.arithmetic.models import Scores, build, load, save, score
-from cutaway.circuits.arithmetic.questions import (
-    SETS,
-    Columns,
-    Questions,
-    answer_digits,
-    answer_tokens,
-    chain,
-    from_text,
-    join,
-    training_batch,
-    uniform,
-)
-from cutaway.circuits.arithmetic.recipes import PRESETS, PUBLISHED, Recipe, recipe
-from cutaway.circuits.arithmetic.train import BIN, Curves, Trained, learning_rate, train
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.circuits.arithmetic.classes import (
+        ADD_CLASSES,
+        CLASSES,
+        NEG_CLASSES,
+        SUB_CLASSES,
+        class_names,
+        class_probabilities,
+        classify,
+        of_class,
+        per_class,
+    )
+    from cutaway.circuits.arithmetic.format import Format
+    from cutaway.circuits.arithmetic.models import Scores, build, load, save, score
+    from cutaway.circuits.arithmetic.questions import (
+        SETS,
+        Columns,
+        Questions,
+        answer_digits,
+        answer_tokens,
+        chain,
+        from_text,
+        join,
+        training_batch,
+        uniform,
+    )
+    from cutaway.circuits.arithmetic.recipes import PRESETS, PUBLISHED, Recipe, recipe
+    from cutaway.circuits.arithmetic.training import BIN, Curves, Trained, learning_rate, train
 
 __all__ = [
     "ADD_CLASSES",
@@ -64,3 +69,5 @@ __all__ = [
     "training_batch",
     "uniform",
 ]
+
+__getattr__ = on_demand(__name__)

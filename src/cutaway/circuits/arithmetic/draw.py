@@ -8,7 +8,7 @@ import numpy as np
 from cutaway.charts import Chart, Heat, Series
 from cutaway.circuits.arithmetic.format import Format
 from cutaway.circuits.arithmetic.questions import SETS
-from cutaway.circuits.arithmetic.train import BIN
+from cutaway.circuits.arithmetic.training import BIN
 from cutaway.stats import Interval
 
 LEGEND = dict(zip(SETS, ("nothing arrives", "a carry or borrow arrives", "one arrives and is passed on"), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from cutaway.circuits.arithmetic import models
 from cutaway.circuits.arithmetic.recipes import Recipe
-from cutaway.circuits.arithmetic.train import Report, train
+from cutaway.circuits.arithmetic.training import Report, train
 from cutaway.errors import CutawayError
 from cutaway.model import Model
 

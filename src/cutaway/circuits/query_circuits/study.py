@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cutaway.circuits.query_circuits.candidates import Search
-from cutaway.circuits.query_circuits.data import Queries, Query
 from cutaway.errors import UsageError
 from cutaway.study import Calibration, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
+    from cutaway.circuits.query_circuits.data import Queries, Query
     from cutaway.model import Model
 
 
@@ -58,6 +57,7 @@ class QueryCircuitsStudy(Study[QueryCircuitsConfig]):
 
     def run(self, config: QueryCircuitsConfig, lab: Lab) -> Findings:
         """Draw queries, find their circuits, run the winners where they were not chosen."""
+        from cutaway.circuits.query_circuits.candidates import Search
         from cutaway.circuits.query_circuits.method import search_circuits
         from cutaway.circuits.query_circuits.report import charts, drawing, files, findings, summarise
         from cutaway.circuits.view import LARGEST
@@ -97,7 +97,7 @@ class QueryCircuitsStudy(Study[QueryCircuitsConfig]):
         return Calibration(self.id, found, time.monotonic() - started, {"trials": trials})
 
 
-def drawn(config: QueryCircuitsConfig, model: "Model") -> tuple[Queries, int]:
+def drawn(config: QueryCircuitsConfig, model: "Model") -> "tuple[Queries, int]":
     """Return the queries to explain, and how many were left out because the model answers them wrongly."""
     from cutaway.circuits.query_circuits.choices import multiple_choice, read_questions
     from cutaway.circuits.query_circuits.data import arithmetic, indirect_objects
@@ -118,11 +118,12 @@ def drawn(config: QueryCircuitsConfig, model: "Model") -> tuple[Queries, int]:
     return _right(found, model, config.queries)
 
 
-def _right(found: Queries, model: "Model", n: int) -> tuple[Queries, int]:
+def _right(found: "Queries", model: "Model", n: int) -> "tuple[Queries, int]":
     """Return the first ``n`` queries that the model answers rightly: its measure is above 0."""
     import torch
 
     from cutaway.circuits.pairs import Pairs
+    from cutaway.circuits.query_circuits.data import Queries
 
     right: list[Query] = []
     wrong = 0

@@ -3,17 +3,22 @@
 The method's own functions live in `method`, `edges`, `roles` and `transfer`; they need torch.
 """
 
-from cutaway.circuits.sequence_continuation.data import (
-    Checked,
-    Prompt,
-    Rows,
-    generate,
-    other_tasks,
-    prepare,
-    read_prompts,
-    whole_words,
-)
-from cutaway.circuits.sequence_continuation.result import EdgeCircuit, NodeCircuit, SequenceStudy, Transfer
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.circuits.sequence_continuation.data import (
+        Checked,
+        Prompt,
+        Rows,
+        generate,
+        other_tasks,
+        prepare,
+        read_prompts,
+        whole_words,
+    )
+    from cutaway.circuits.sequence_continuation.result import EdgeCircuit, NodeCircuit, SequenceStudy, Transfer
 
 __all__ = [
     "Checked",
@@ -29,3 +34,5 @@ __all__ = [
     "read_prompts",
     "whole_words",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -1,18 +1,23 @@
 """Prune the neurons of a concept, retrain, and see where it comes back."""
 
-from cutaway.editing.relearn_concepts.method import (
-    Checkpoint,
-    Primed,
-    Relearnt,
-    Tagger,
-    concept_neurons,
-    make_tagger,
-    measure,
-    primed,
-    random_neurons,
-    relearn,
-)
-from cutaway.editing.relearn_concepts.salience import Tally, tally
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.editing.relearn_concepts.method import (
+        Checkpoint,
+        Primed,
+        Relearnt,
+        Tagger,
+        concept_neurons,
+        make_tagger,
+        measure,
+        primed,
+        random_neurons,
+        relearn,
+    )
+    from cutaway.editing.relearn_concepts.salience import Tally, tally
 
 __all__ = [
     "Checkpoint",
@@ -28,3 +33,5 @@ __all__ = [
     "relearn",
     "tally",
 ]
+
+__getattr__ = on_demand(__name__)

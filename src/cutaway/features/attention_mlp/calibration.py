@@ -9,7 +9,7 @@ from scipy import stats
 
 from cutaway.features.attention_mlp.effects import compare
 from cutaway.features.attention_mlp.method import NextToken, congruence
-from cutaway.features.attention_mlp.survey import NeuronFinding, firing_prompts, survey
+from cutaway.features.attention_mlp.surveys import NeuronFinding, firing_prompts, survey
 from cutaway.planted.rules import ContextNeuron, context_neuron
 from cutaway.study import Rate
 

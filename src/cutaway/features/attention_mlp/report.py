@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cutaway.features.attention_mlp.effects import compare
-from cutaway.features.attention_mlp.survey import NeuronFinding, shuffled_scores
+from cutaway.features.attention_mlp.surveys import NeuronFinding, shuffled_scores
 from cutaway.stats import Interval, bootstrap, mean_interval, paired_difference
 from cutaway.study import Finding
 

@@ -14,7 +14,7 @@ from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, 
 
 if TYPE_CHECKING:
     from cutaway.features.attention_mlp.method import NextToken
-    from cutaway.features.attention_mlp.survey import NeuronFinding, Prompts
+    from cutaway.features.attention_mlp.surveys import NeuronFinding, Prompts
     from cutaway.model import Model
 
 
@@ -55,7 +55,7 @@ class AttentionMlp(Study[AttentionMlpConfig]):
 
     def run(self, config: AttentionMlpConfig, lab: Lab) -> Findings:
         """Find the neurons, the prompts that fire them, their heads, and what rules and heads are worth."""
-        from cutaway.features.attention_mlp.survey import survey
+        from cutaway.features.attention_mlp.surveys import survey
         from cutaway.features.corpus import open_corpus
 
         model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
@@ -105,7 +105,7 @@ class AttentionMlp(Study[AttentionMlpConfig]):
 
 def _targets(model: "Model", config: AttentionMlpConfig) -> "tuple[list[NextToken], list[NextToken]]":
     from cutaway.features.attention_mlp.method import congruence, word_like
-    from cutaway.features.attention_mlp.survey import random_neurons
+    from cutaway.features.attention_mlp.surveys import random_neurons
 
     allowed = word_like(model)
     targets, pool = [], []
@@ -159,7 +159,7 @@ def _prompts(
     start: tuple[int, ...],
     tick: Callable[[int], None],
 ) -> "Prompts":
-    from cutaway.features.attention_mlp.survey import firing_prompts
+    from cutaway.features.attention_mlp.surveys import firing_prompts
 
     return firing_prompts(
         model,

@@ -1,7 +1,8 @@
 """ITDA: sparse dictionaries of real activations, built in minutes, whose atoms name themselves."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.features.itda.atoms import Atom, AtomDictionary, load_atoms
@@ -29,30 +30,4 @@ __all__ = [
     "svcca",
 ]
 
-_PLACES = {
-    "Atom": ("atoms", "Atom"),
-    "AtomDictionary": ("atoms", "AtomDictionary"),
-    "load_atoms": ("atoms", "load_atoms"),
-    "Builder": ("method", "Builder"),
-    "Built": ("method", "Built"),
-    "build": ("method", "build"),
-    "cosine_of": ("method", "cosine_of"),
-    "error_of": ("method", "error_of"),
-    "pursue": ("pursuit", "pursue"),
-    "pursue_directly": ("pursuit", "pursue_directly"),
-    "Matching": ("similarity", "Matching"),
-    "cka": ("similarity", "cka"),
-    "jaccard": ("similarity", "jaccard"),
-    "jaccard_by_text": ("similarity", "jaccard_by_text"),
-    "match_layers": ("similarity", "match_layers"),
-    "relative": ("similarity", "relative"),
-    "svcca": ("similarity", "svcca"),
-}
-"""Public name to the module and the name it has there: studies are listed without what the methods import."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, inside = _PLACES[name]
-    return getattr(import_module(f"{__name__}.{module}"), inside)
+__getattr__ = on_demand(__name__)

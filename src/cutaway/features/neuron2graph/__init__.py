@@ -1,28 +1,33 @@
 """Neuron to graph: a feature as token patterns that predict where it fires."""
 
-from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Node, Overlap, Trie, gap_summary, overlap
-from cutaway.features.neuron2graph.method import (
-    Fitted,
-    Pruned,
-    Saliency,
-    Settings,
-    Snippet,
-    fit,
-    prune,
-    published,
-    saliency,
-)
-from cutaway.features.neuron2graph.score import Score, judge, lookups, score
-from cutaway.features.neuron2graph.snippets import (
-    listed,
-    mask_tokens,
-    nearest_tokens,
-    next_tokens,
-    read,
-    windows,
-)
-from cutaway.features.neuron2graph.tokens import normalise, speller, start_tokens
-from cutaway.features.neuron2graph.variants import vary
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Node, Overlap, Trie, gap_summary, overlap
+    from cutaway.features.neuron2graph.method import (
+        Fitted,
+        Pruned,
+        Saliency,
+        Settings,
+        Snippet,
+        fit,
+        prune,
+        published,
+        saliency,
+    )
+    from cutaway.features.neuron2graph.scores import Score, judge, lookups, score
+    from cutaway.features.neuron2graph.snippets import (
+        listed,
+        mask_tokens,
+        nearest_tokens,
+        next_tokens,
+        read,
+        windows,
+    )
+    from cutaway.features.neuron2graph.tokens import normalise, speller, start_tokens
+    from cutaway.features.neuron2graph.variants import vary
 
 __all__ = [
     "Ending",
@@ -56,3 +61,5 @@ __all__ = [
     "vary",
     "windows",
 ]
+
+__getattr__ = on_demand(__name__)

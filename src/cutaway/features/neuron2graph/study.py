@@ -15,7 +15,7 @@ from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, 
 
 if TYPE_CHECKING:
     from cutaway.features.neuron2graph.method import Propose, Settings
-    from cutaway.features.neuron2graph.score import Score
+    from cutaway.features.neuron2graph.scores import Score
     from cutaway.features.neuron2graph.survey import Surveyed
     from cutaway.features.unit import Unit
     from cutaway.model import Model

@@ -9,7 +9,7 @@ from cutaway.errors import UsageError, nearest
 from cutaway.features.dictionary import Dictionary
 from cutaway.features.neuron2graph.graph import NeuronGraph, Trie
 from cutaway.features.neuron2graph.method import Fitted, Propose, Settings, fit
-from cutaway.features.neuron2graph.score import Predict, Score, judge, lookups
+from cutaway.features.neuron2graph.scores import Predict, Score, judge, lookups
 from cutaway.features.neuron2graph.snippets import Read, halves
 from cutaway.features.neuron2graph.tokens import Spell
 from cutaway.features.unit import Unit, head, latent, neuron

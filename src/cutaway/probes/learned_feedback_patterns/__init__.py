@@ -1,27 +1,32 @@
 """The reward a model was tuned on, read back from its activations (Marks et al. 2024, 2310.08164)."""
 
-from cutaway.probes.learned_feedback_patterns.judge import JudgeGate, gate, likelihood_judge, read_choices
-from cutaway.probes.learned_feedback_patterns.lexicon import (
-    Lexicon,
-    lexicon_reward,
-    misaligned,
-    read_lexicon,
-    tau,
-    tau_gain,
-)
-from cutaway.probes.learned_feedback_patterns.method import (
-    Ablation,
-    FeedbackReport,
-    ReadOut,
-    ablate,
-    compare,
-    implicit_reward,
-    read_out,
-    reward_latents,
-    self_referential,
-    without,
-    word_features,
-)
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.probes.learned_feedback_patterns.judge import JudgeGate, gate, likelihood_judge, read_choices
+    from cutaway.probes.learned_feedback_patterns.lexicon import (
+        Lexicon,
+        lexicon_reward,
+        misaligned,
+        read_lexicon,
+        tau,
+        tau_gain,
+    )
+    from cutaway.probes.learned_feedback_patterns.method import (
+        Ablation,
+        FeedbackReport,
+        ReadOut,
+        ablate,
+        compare,
+        implicit_reward,
+        read_out,
+        reward_latents,
+        self_referential,
+        without,
+        word_features,
+    )
 
 __all__ = [
     "Ablation",
@@ -46,3 +51,5 @@ __all__ = [
     "without",
     "word_features",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -1,28 +1,33 @@
 """History echoes: does one hallucinated, refused or flattering turn make the next one likelier?"""
 
-from cutaway.reasoning.history_echoes.data import Item, plan_dialogues, qa_items, select_items
-from cutaway.reasoning.history_echoes.dialogue import (
-    Asked,
-    Chat,
-    Dialogues,
-    capture_answers,
-    chat_tokens,
-    run_dialogues,
-)
-from cutaway.reasoning.history_echoes.forced import (
-    Arm,
-    Contrast,
-    ForcedResult,
-    contrasts,
-    effect,
-    make_targets,
-    run_forced,
-)
-from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry
-from cutaway.reasoning.history_echoes.link import Link, angle_link
-from cutaway.reasoning.history_echoes.markov import Stickiness, measure_stickiness
-from cutaway.reasoning.history_echoes.phenomena import PHENOMENA, Phenomenon, get_phenomenon
-from cutaway.reasoning.history_echoes.separation import trapped_signal
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.reasoning.history_echoes.data import Item, plan_dialogues, qa_items, select_items
+    from cutaway.reasoning.history_echoes.dialogue import (
+        Asked,
+        Chat,
+        Dialogues,
+        capture_answers,
+        chat_tokens,
+        run_dialogues,
+    )
+    from cutaway.reasoning.history_echoes.forced import (
+        Arm,
+        Contrast,
+        ForcedResult,
+        contrasts,
+        effect,
+        make_targets,
+        run_forced,
+    )
+    from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry
+    from cutaway.reasoning.history_echoes.link import Link, angle_link
+    from cutaway.reasoning.history_echoes.markov import Stickiness, measure_stickiness
+    from cutaway.reasoning.history_echoes.phenomena import PHENOMENA, Phenomenon, get_phenomenon
+    from cutaway.reasoning.history_echoes.separation import trapped_signal
 
 __all__ = [
     "PHENOMENA",
@@ -53,3 +58,5 @@ __all__ = [
     "select_items",
     "trapped_signal",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -2,22 +2,16 @@
 
 import json
 import time
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field
 
-from cutaway.planted import EXACT, Reasoner, reasoner
-from cutaway.reasoning.embedding import load_embedder
-from cutaway.reasoning.rollouts import Report
-from cutaway.reasoning.source import TraceConfig, ask, tree_key
-from cutaway.reasoning.thought_anchors.account import Account, account, check_parts
-from cutaway.reasoning.thought_anchors.method import asked_anchors, find_anchors
-from cutaway.reasoning.thought_anchors.result import AnchorMap, anchors_view
-from cutaway.sampling import BranchTree, LocalEngine, Settings, Trace, split_tokens
-from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, study
+from cutaway.reasoning.source import TraceConfig
+from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, study
 
-ROUNDING = 1e-6
-"""Token probabilities come from fp32 logits, so a band can end this far from an exact 0, 1 or planted odds."""
+if TYPE_CHECKING:
+    from cutaway.reasoning.rollouts import Report
+    from cutaway.reasoning.thought_anchors.result import AnchorMap
 
 
 class ThoughtAnchorsConfig(TraceConfig):
@@ -49,6 +43,13 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
 
     def run(self, config: ThoughtAnchorsConfig, lab: Lab) -> Findings:
         """Sample a trace, find its anchors."""
+        from cutaway.reasoning.embedding import load_embedder
+        from cutaway.reasoning.source import ask, tree_key
+        from cutaway.reasoning.thought_anchors.account import Account, account, check_parts
+        from cutaway.reasoning.thought_anchors.method import asked_anchors
+        from cutaway.reasoning.thought_anchors.result import anchors_view
+        from cutaway.sampling import BranchTree, LocalEngine
+
         model = lab.model(config.model, config.dtype)
         parts = check_parts([part.strip() for part in config.also.split(",") if part.strip()])
         deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
@@ -108,74 +109,9 @@ class ThoughtAnchors(Study[ThoughtAnchorsConfig]):
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Band coverage and recall on a planted reasoner, false anchors where nothing has an effect."""
-        started, trials = time.monotonic(), 200 if trials is None else trials
-        planted, silent = reasoner("ffpfsfsfa", p_one=(0.02, 0.98)), reasoner("ffpfsfsfa", no_effect=True)
-        covered = first = recalled = anchors = 0
-        quiet = false = 0
-        for seed in range(trials):
-            lab.progress(Progress(float(seed), float(trials), "traces"))
-            found, truth = planted_run(planted, seed)
-            inside = (found.low[:, 0] <= truth + ROUNDING) & (truth <= found.high[:, 0] + ROUNDING)
-            covered += bool(inside.all())
-            moved = np.abs(np.diff(truth))
-            first += int(np.abs(found.effect).argmax()) == planted.truth.kinds.index("plan")
-            real = np.flatnonzero(moved > 0.2)
-            anchors += len(real)
-            recalled += sum(found.status[i] == "anchor" for i in real)
-            null, _ = planted_run(silent, seed)
-            quiet += not null.anchors
-            false += len(null.anchors)
-        rates = (
-            Rate(
-                "band coverage",
-                covered,
-                trials,
-                at_least=0.93,
-                what="traces whose exact curve lies inside the 95% band everywhere",
-            ),
-            Rate(
-                "plan first",
-                first,
-                trials,
-                at_least=0.95,
-                what="traces where the plan sentence has the largest effect",
-            ),
-            Rate(
-                "recall",
-                recalled,
-                max(anchors, 1),
-                at_least=0.9,
-                what="sentences with an effect above 0.2 that were certified",
-            ),
-            Rate(
-                "false anchors",
-                trials - quiet,
-                trials,
-                at_most=0.05,
-                what="traces without any effect where an anchor was certified",
-            ),
-        )
-        seconds = time.monotonic() - started
-        return Calibration(self.id, rates, seconds, {"trials": trials, "budget": "a fifth of uniform-100"})
+        from cutaway.reasoning.thought_anchors.calibration import calibrate
 
-
-def planted_run(planted: Reasoner, seed: int, **options: object) -> tuple[AnchorMap, np.ndarray]:
-    """One run on a planted trace, and the exact probability of the trace's own answer at every boundary."""
-    ids = planted.sample_trace(seed)
-    decode = planted.model.decode
-    settings = Settings(EXACT.temperature, EXACT.top_p, EXACT.top_k, len(ids) + 8)
-    trace = Trace(planted.prompt_ids, ids, (), tuple(split_tokens(ids, decode)), settings)
-    own = planted.outcome(decode(ids))
-    truth = np.array([planted.outcome_probs(trace.prefix(i))[str(own)] for i in range(trace.n_sentences + 1)])
-    anchors = find_anchors(
-        LocalEngine(planted.model, 256),
-        trace,
-        planted.outcome,
-        decode,
-        seed=seed,
-        **options,  # type: ignore[arg-type]
-    )
-    return anchors, truth
+        return calibrate(self.id, lab, 200 if trials is None else trials)
 
 
 def as_json(value: object) -> bytes:
@@ -183,12 +119,12 @@ def as_json(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
-def reporter(lab: Lab) -> Report:
+def reporter(lab: Lab) -> "Report":
     """Hand a method's progress to the lab."""
     return lambda spent, planned, note: lab.progress(Progress(float(spent), float(planned), "tokens", note))
 
 
-def findings(anchors: AnchorMap) -> tuple[Finding, ...]:
+def findings(anchors: "AnchorMap") -> tuple[Finding, ...]:
     """The numbers a ledger keeps: one per certified sentence, the start of the curve, counts and shares."""
     total = int(anchors.draws.sum())
     control = Finding(
@@ -221,7 +157,7 @@ def findings(anchors: AnchorMap) -> tuple[Finding, ...]:
     return tuple(items)
 
 
-def summarise(anchors: AnchorMap) -> str:
+def summarise(anchors: "AnchorMap") -> str:
     """One line: the answer and what decided it."""
     answer = f"answer {anchors.answers[0]!r}"
     partial = "" if anchors.complete else " (not every sentence decided)"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.features.attention_mlp.decide import Decision, balanced_accuracy, decide
+from cutaway.features.attention_mlp.decision import Decision, balanced_accuracy, decide
 from cutaway.features.attention_mlp.effects import Drops, ablate
 from cutaway.features.attention_mlp.method import (
     Attribution,
