@@ -1,5 +1,7 @@
 """Query circuits on SmolLM2 and one pair of about 20 tokens, against the published algorithm written plainly.
 
+Run with an interpreter that has transformer-lens, EAP-IG by its hooks stands beside it.
+
 - EAP-IG with 20 steps, against 20 plain forward-backward passes (from the embedding, one pair) and the reference.
 - 10 candidates at 8 sizes, 80 circuits of one query: seconds, and passes through the model against one circuit at a
   time (two each). The reference is timed on a few circuits and scaled.
@@ -9,6 +11,7 @@
     python benchmarks/circuits.py [--quick] [--out FILE.json]
 """
 
+import importlib.util
 import time
 import weakref
 from collections.abc import Callable
@@ -110,9 +113,16 @@ def main() -> None:
         "shared": lambda: edge_scores(body, wiring, pairs, settings),
         "reference": lambda: reference.attribute(ids, other, pairs.value, STEPS),
     }
+    if importlib.util.find_spec("transformer_lens") is not None:
+        from circuits_lens import Lens
+
+        lens = Lens(model.hf)
+        sides["transformer-lens"] = lambda: lens.attribute(ids, other, pairs.value, STEPS)
     timed = {name: (lambda _, call=call: call() is None) for name, call in sides.items()}
+    rivals = [name for name in ("reference", "transformer-lens") if name in sides]
     found = interleaved(1 if given.quick else 5, **timed)
-    agree = float((sides["planned"]()[0] - sides["reference"]()).abs().max())
+    planned = sides["planned"]()[0]
+    agree = {name: float((planned - sides[name]()).abs().max()) for name in rivals}
     claims = [
         claim(
             "EAP-IG, 20 steps, planned", "20 plain forward-backward passes", ratios(found, "planned", "plain"), bar=1.3
@@ -129,24 +139,26 @@ def main() -> None:
             ratios(found, "shared", "plain"),
             bar=1.3,
         ),
-        claim("EAP-IG, planned", "reference", ratios(found, "reference", "planned"), bar=5.0, at_least=True),
-        claim(
-            "EAP-IG, one at a time", "reference", ratios(found, "reference", "one at a time"), bar=5.0, at_least=True
+        *(
+            claim(f"EAP-IG, {ours}", name, ratios(found, name, ours), bar=5.0, at_least=True)
+            for name in rivals
+            for ours in ("planned", "one at a time")
         ),
         *memory_claims(sides, model, pairs),
         *circuit_claims(model, wiring, query, reference, given.quick),
     ]
     seconds = {name: [run.wall for run in runs] for name, runs in found.items()}
-    report(given, claims, tokens=pairs.n_pos, largest_difference_from_reference=agree, seconds=seconds)
+    report(given, claims, tokens=pairs.n_pos, largest_difference=agree, seconds=seconds)
 
 
 def memory_claims(sides: dict[str, Callable[[], Any]], model: Model, pairs: Pairs) -> list[Claim]:
     least = peak(lambda: plain(model, pairs, 1))
-    extra = {name: (peak(sides[name]) - least) / 1e6 for name in ("one at a time", "planned", "reference")}
-    times = extra["reference"] / max(extra["one at a time"], 0.01 * least / 1e6)
+    names = [name for name in ("one at a time", "planned", "reference", "transformer-lens") if name in sides]
+    extra = {name: (peak(sides[name]) - least) / 1e6 for name in names}
+    times = {name: extra["reference"] / max(extra[name], 0.01 * least / 1e6) for name in ("one at a time", "planned")}
     what = "memory beyond one plain forward-backward pass"
     return [
-        claim(f"{what}, one at a time", "reference", [times], bar=5.0, at_least=True),
+        *(claim(f"{what}, {name}", "reference", [value], bar=5.0, at_least=True) for name, value in times.items()),
         *(claim(f"{what}: {name}", f"{least / 1e6:.0f} MB", [value], unit="MB") for name, value in extra.items()),
     ]
 
