@@ -1,5 +1,7 @@
 """Small models, trained once for the room."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,6 +38,11 @@ def random_llama(seed: int = 0, layers: int = 2) -> Model:
                 if weight.ndim > 1:
                     weight.normal_(std=0.3)
     return Model(hf, tokenizer, "random")
+
+
+@pytest.fixture
+def make_llama() -> Callable[..., Model]:
+    return random_llama
 
 
 @pytest.fixture

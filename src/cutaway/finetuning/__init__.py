@@ -1,19 +1,13 @@
 """Fine-tuning with something held fixed: concept ablation, averaged weights, latent paraphrasing."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.finetuning.arms import Arm, Arms, gather
     from cutaway.finetuning.choice import Choice, accuracy, choice_data, make_choice, margins
     from cutaway.finetuning.exact import Item, Scores, item_data, score
-
-_PLACES = {
-    "arms": ("Arm", "Arms", "gather"),
-    "choice": ("Choice", "accuracy", "choice_data", "make_choice", "margins"),
-    "exact": ("Item", "Scores", "item_data", "score"),
-}
-"""Module to its public names, imported when first asked for: studies are listed without torch."""
 
 __all__ = [
     "Arm",
@@ -30,9 +24,4 @@ __all__ = [
     "score",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = next((module for module, names in _PLACES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{module}"), name)
+__getattr__ = on_demand(__name__)

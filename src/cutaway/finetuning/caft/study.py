@@ -135,6 +135,7 @@ def findings(found: "Comparison") -> tuple[Finding, ...]:
             beside = None if each.name == "none" else none
             items.append(finding(name, found.arms.interval(each.name, measure), beside))
     random = finding("gain over none, random", found.arms.difference("random", "none", "reversed"))
+    items.append(random)
     for arm in ("ablation", "ablation frozen"):
         items.append(finding(f"gain over none, {arm}", found.gain(arm), random))
         items.append(finding(f"on-task change, {arm}", found.arms.difference(arm, "none", "tied")))

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from cutaway.finetuning.exact import Item
-from cutaway.finetuning.latent_adversarial_paraphrasing.compare import Comparison, Wordings, compare
+from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import Comparison, Wordings, compare
 from cutaway.finetuning.latent_adversarial_paraphrasing.method import Paraphrase, batch_of
 from cutaway.finetuning.latent_adversarial_paraphrasing.worst import naive_worst, split_worst
 from cutaway.planted.phrasing import PlantedPhrasing, planted_phrasing

@@ -10,7 +10,7 @@ import numpy as np
 
 from cutaway.errors import UsageError
 from cutaway.finetuning.exact import Item
-from cutaway.finetuning.latent_adversarial_paraphrasing.compare import Wordings
+from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import Wordings
 from cutaway.model import Model
 
 TRAINING = 6

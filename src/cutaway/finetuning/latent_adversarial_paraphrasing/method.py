@@ -128,6 +128,9 @@ class Paraphrase(Objective):
         if self.cached:
             with model.started(self.layer, states + shift):
                 return predictions(model, batch)
+        # an edit that adds nothing is an error
+        if not bool(shift.any()):
+            return predictions(model, batch)
         with model.edited(Add(f"resid_pre.{self.layer}", shift)):
             return predictions(model, batch)
 

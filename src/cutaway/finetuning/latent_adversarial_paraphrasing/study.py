@@ -11,7 +11,7 @@ from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, 
 
 if TYPE_CHECKING:
     from cutaway.charts import Chart
-    from cutaway.finetuning.latent_adversarial_paraphrasing.compare import Comparison
+    from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import Comparison
 
 
 class LatentParaphrasingConfig(StudyConfig):
@@ -56,8 +56,8 @@ class LatentParaphrasing(Study[LatentParaphrasingConfig]):
     def run(self, config: LatentParaphrasingConfig, lab: Lab) -> Findings:
         """Train every arm on fresh weights and report original, average, worst and best wording."""
         from cutaway.errors import UsageError
-        from cutaway.finetuning.latent_adversarial_paraphrasing.compare import compare
         from cutaway.finetuning.latent_adversarial_paraphrasing.data import phrasings, wordings
+        from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import compare
         from cutaway.finetuning.latent_adversarial_paraphrasing.method import Paraphrase, shift_limit
         from cutaway.planted.small import fresh
         from cutaway.training import LoraSpec, TrainConfig
@@ -104,7 +104,7 @@ class LatentParaphrasing(Study[LatentParaphrasingConfig]):
 
 def findings(found: "Comparison") -> tuple[Finding, ...]:
     """Return the scores of every arm, and differences to plain tuning with the random shift's beside them."""
-    from cutaway.finetuning.latent_adversarial_paraphrasing.compare import FOUND, PHRASED, PLAIN, RANDOM
+    from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import FOUND, PHRASED, PLAIN, RANDOM
 
     if not found.arms.arms:
         return (Finding("worst wording, found shift", None, undefined="stopped before one repeat was whole"),)
@@ -126,7 +126,7 @@ def findings(found: "Comparison") -> tuple[Finding, ...]:
 
 def summary(found: "Comparison") -> str:
     """One line to quote."""
-    from cutaway.finetuning.latent_adversarial_paraphrasing.compare import FOUND, PLAIN, RANDOM
+    from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import FOUND, PLAIN, RANDOM
 
     if not found.arms.arms:
         return "stopped before one repeat was whole"
