@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tokenizers import processors
-from transformers import LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig
 
 from cutaway.model import Model
 from cutaway.planted.build import quiet_llama, word_tokenizer
@@ -40,6 +40,34 @@ def reader(seed: int = 0, *, layers: int = 3, d_model: int = 16, start: bool = F
 @pytest.fixture
 def model() -> Model:
     return reader()
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_neox"])
+def any_model(request: pytest.FixtureRequest) -> Model:
+    if request.param == "llama":
+        return reader()
+    tokenizer = word_tokenizer((" the", " a", "the"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if request.param == "gpt2":
+            hf = GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=len(tokenizer), n_embd=16, n_layer=3, n_head=2, n_positions=128, initializer_range=0.3
+                )
+            )
+        else:
+            hf = GPTNeoXForCausalLM(
+                GPTNeoXConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=16,
+                    num_hidden_layers=3,
+                    num_attention_heads=2,
+                    intermediate_size=32,
+                    max_position_embeddings=128,
+                    initializer_range=0.3,
+                )
+            )
+    return Model(hf, tokenizer, request.param)
 
 
 @pytest.fixture
