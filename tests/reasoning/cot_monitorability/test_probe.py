@@ -19,6 +19,7 @@ from cutaway.reasoning.cot_monitorability import probe as probe_module
 from cutaway.reasoning.cot_monitorability.calibration import model_samples
 from cutaway.reasoning.cot_monitorability.monitors import CHAIN, Reading, limit
 from cutaway.reasoning.cot_monitorability.probe import JudgeMonitor, SentencePool, best_threshold, fit_probe
+from cutaway.reasoning.cot_monitorability.report import learned
 
 SITE = "resid_post.0"
 
@@ -98,6 +99,14 @@ def test_too_little_to_learn_from(planted):
         fit_probe(pool, [reading] * 4, [True, False] * 2, ["a"] * 4)
     with pytest.raises(UsageError, match="one of each"):
         fit_probe(pool, [reading], [True, False], ["a"])
+
+
+def test_positives_of_a_single_problem_give_no_rates_and_say_so(planted):
+    readings = [Reading("", (text,), "") for text in (" I saw.", " I saw", " No more.", " No")]
+    probe = fit_probe(SentencePool(planted.model, SITE), readings, [True, True, False, False], ["a", "a", "b", "c"])
+    assert probe.cross_fitted is None
+    assert probe.threshold == 0.5
+    assert all("too few" in str(finding.undefined) for finding in learned([probe]))
 
 
 @pytest.fixture(scope="module")

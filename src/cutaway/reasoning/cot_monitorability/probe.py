@@ -108,8 +108,8 @@ class ProbeMonitor:
     bias: float
     threshold: float
     trained_on: frozenset[str]
-    cross_fitted: tuple[float, float]
-    """TPR and TNR at the threshold on discovery problems that the probe of each fold had not seen."""
+    cross_fitted: tuple[float, float] | None
+    """TPR and TNR at the threshold on discovery problems that the probe of each fold had not seen, if both can be."""
     name: str = "probe"
 
     def judge(self, readings: Sequence[Reading]) -> list[Verdict]:
@@ -140,6 +140,7 @@ def fit_probe(
 ) -> ProbeMonitor:
     """Train a probe on discovery readings; the threshold comes from problems that a fold's probe had not seen.
 
+    Where all positives, or all negatives, lie in one problem there is no such threshold: it is one half.
     ``strength`` is scikit-learn's ``C``. CutawayError when there is too little to learn from: it names what is missing.
     """
     from sklearn.linear_model import LogisticRegression
@@ -165,7 +166,9 @@ def fit_probe(
         if len(set(y[train].tolist())) == 2:
             unseen[held] = fitted(train).predict_proba(x[held])[:, 1]
     known = ~np.isnan(unseen)
-    threshold, reached = best_threshold(unseen[known], y[known])
+    threshold, reached = 0.5, None
+    if len(set(y[known].tolist())) == 2:
+        threshold, reached = best_threshold(unseen[known], y[known])
     final = fitted(np.arange(len(y)))
     weight = final.coef_[0] / scale
     bias = float(final.intercept_[0] - weight @ centre)
