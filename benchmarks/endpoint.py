@@ -1,8 +1,8 @@
 """The endpoint with 8 clients at once, against the local engine's own batch and against `transformers serve`.
 
-SmolLM2-135M-Instruct, fp32, chat prompts of different lengths, up to 64 tokens each; figures are tokens a second.
-Both servers are processes of their own; the clients are threads here. `CUTAWAY_SERVE` names the `transformers`
-command, where it is not beside this interpreter.
+SmolLM2-135M-Instruct, fp32, chat prompts of different lengths, up to 64 tokens each (24 with ``--quick``); figures are
+tokens a second. Both servers are processes of their own; the clients are threads here. `CUTAWAY_SERVE` names the
+`transformers` command, where it is not beside this interpreter.
 
     python benchmarks/endpoint.py [--quick] [--out FILE.json]
 """
@@ -25,10 +25,9 @@ import torch
 from timing import claim, options, report
 
 from cutaway.model import load_model
-from cutaway.model.load import _resolve
 from cutaway.sampling import LocalEngine, Request, Settings
 
-CLIENTS, TOKENS = 8, 64
+CLIENTS, TOKENS, QUICK_TOKENS = 8, 64, 24
 NAME = "smollm2-135m-instruct"
 QUESTIONS = [f"Tell me {'something ' * (i % 3)}about the number {i} and why people like it." for i in range(CLIENTS)]
 
@@ -55,10 +54,10 @@ def served(command: list[str], path: str) -> Iterator[tuple[str, psutil.Process]
         process.wait(20)
 
 
-def ask(url: str, model: str, question: str, seed: int, field: dict[str, Any] | None, stream: bool) -> int:
+def ask(url: str, model: str, question: str, seed: int, most: int, field: dict[str, Any] | None, stream: bool) -> int:
     """One client's request; returns the tokens it got."""
     body: dict[str, Any] = {
-        "model": model, "messages": [{"role": "user", "content": question}], "max_tokens": TOKENS,
+        "model": model, "messages": [{"role": "user", "content": question}], "max_tokens": most,
         "temperature": 1.0, "top_p": 1.0, "seed": seed, "stream": stream,
     }  # fmt: skip
     if field is not None:
@@ -76,11 +75,14 @@ def ask(url: str, model: str, question: str, seed: int, field: dict[str, Any] | 
     return count
 
 
-def crowd(url: str, model: str, repeat: int, field: dict[str, Any] | None = None, stream: bool = False) -> int:
-    """All clients at once."""
+def crowd(
+    url: str, model: str, most: int, repeat: int, field: dict[str, Any] | None = None, stream: bool = False
+) -> int:
+    """All clients at once, each with up to ``most`` tokens."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         asked = [
-            pool.submit(ask, url, model, QUESTIONS[i], repeat * CLIENTS + i, field, stream) for i in range(CLIENTS)
+            pool.submit(ask, url, model, QUESTIONS[i], repeat * CLIENTS + i, most, field, stream)
+            for i in range(CLIENTS)
         ]
         return sum(each.result() for each in asked)
 
@@ -96,12 +98,12 @@ def timed(side: Callable[[int], int], repeat: int, process: psutil.Process) -> d
 
 def main() -> None:
     given = options(__doc__)
-    repeats = 2 if given.quick else 5
+    repeats, most = (2, QUICK_TOKENS) if given.quick else (5, TOKENS)
     model = load_model(NAME, dtype="float32")
     engine = LocalEngine(model, CLIENTS)
     here = psutil.Process()
     prompts = [tuple(model.chat_ids(question)) for question in QUESTIONS]
-    settings = Settings(temperature=1.0, top_p=1.0, max_tokens=TOKENS)
+    settings = Settings(temperature=1.0, top_p=1.0, max_tokens=most)
 
     def local(repeat: int) -> int:
         requests = [Request(prompt, (max(repeat, 0) * CLIENTS + i,), settings) for i, prompt in enumerate(prompts)]
@@ -115,18 +117,18 @@ def main() -> None:
         {"name": f"m{layer}", "site": f"resid_post.{layer}", "direction": vector.tolist()} for layer in (5, 15, 25)
     ]
     ours = [sys.executable, "-m", "cutaway.cli.main", "serve", "--model", NAME, "--dtype", "float32"]
-    folder = str(_resolve(NAME)[0])
+    folder = str(model.hf.config.name_or_path)
     command = os.environ.get("CUTAWAY_SERVE", str(Path(sys.executable).with_name("transformers")))
     peer = [command, "serve", folder, "--dtype", "float32", "--device", "cpu"]
     sides: dict[str, tuple[Callable[[int], int], psutil.Process]] = {"local": (local, here)}
     with contextlib.ExitStack() as stack:
         url, process = stack.enter_context(served(ours, "/v1/models"))
         theirs, their_process = stack.enter_context(served(peer, "/health"))
-        sides["endpoint"] = (lambda repeat: crowd(url, NAME, repeat), process)
-        sides["streamed"] = (lambda repeat: crowd(url, NAME, repeat, stream=True), process)
-        sides["monitored"] = (lambda repeat: crowd(url, NAME, repeat, {"monitors": monitors}), process)
-        sides["steered"] = (lambda repeat: crowd(url, NAME, repeat, {"edits": edits}), process)
-        sides["peer"] = (lambda repeat: crowd(theirs, folder, repeat, stream=True), their_process)
+        sides["endpoint"] = (lambda repeat: crowd(url, NAME, most, repeat), process)
+        sides["streamed"] = (lambda repeat: crowd(url, NAME, most, repeat, stream=True), process)
+        sides["monitored"] = (lambda repeat: crowd(url, NAME, most, repeat, {"monitors": monitors}), process)
+        sides["steered"] = (lambda repeat: crowd(url, NAME, most, repeat, {"edits": edits}), process)
+        sides["peer"] = (lambda repeat: crowd(theirs, folder, most, repeat, stream=True), their_process)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for name, (side, _) in sides.items():
             side(0)
@@ -152,7 +154,7 @@ def main() -> None:
             claim(f"one steered layer: time a token ({clock})", "the endpoint, plain",
                   ratio("endpoint", "steered", clock), bar=1.15),
         ]  # fmt: skip
-    report(given, claims, tokens_a_second=found, clients=CLIENTS, tokens=TOKENS)
+    report(given, claims, tokens_a_second=found, clients=CLIENTS, tokens=most)
 
 
 if __name__ == "__main__":
