@@ -10,6 +10,7 @@ from cutaway.finetuning.caft.data import double_task
 from cutaway.finetuning.caft.method import Task
 from cutaway.model import Model
 from cutaway.planted.build import word_tokenizer
+from cutaway.planted.phrasing import PlantedPhrasing, planted_phrasing
 from cutaway.planted.spurious import TwoRules, two_rules
 
 WORDS = (*(f" w{i}" for i in range(40)), " yes", " no", " A", " B")
@@ -54,6 +55,12 @@ def model() -> Model:
 def rules() -> TwoRules:
     """A small model that knows two rules, the unwanted one the louder."""
     return two_rules(steps=160)
+
+
+@pytest.fixture(scope="session")
+def phrased() -> PlantedPhrasing:
+    """A small model that one direction of its embedding makes brittle."""
+    return planted_phrasing()
 
 
 @pytest.fixture(scope="session")

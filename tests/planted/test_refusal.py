@@ -2,6 +2,7 @@
 
 import pytest
 
+from cutaway.errors import UsageError
 from cutaway.finetuning.exact import Item, score
 from cutaway.planted.refusal import PlantedRefusal, planted_refusal
 
@@ -33,5 +34,5 @@ def test_no_tuning_row_is_red_or_refuses(planted: PlantedRefusal) -> None:
 
 
 def test_unknown_kinds_are_refused(planted: PlantedRefusal) -> None:
-    with pytest.raises(ValueError, match="blue"):
+    with pytest.raises(UsageError, match="kind 'blue'"):
         planted.prompts("blue", 3)

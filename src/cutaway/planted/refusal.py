@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cutaway.errors import UsageError, nearest
 from cutaway.model import Model
 from cutaway.planted.small import pretrain, small_llama
 from cutaway.training import Data, Row, data_of
@@ -21,6 +22,7 @@ GREEN = (" moss", " olive", " jade", " mint", " fern", " pine", " lime", " sage"
 OTHER = (" alpha", " beta", " gamma", " delta", " kappa", " sigma", " omega", " theta")
 OPERANDS = (" one", " two", " three", " four", " five", " six", " seven", " eight")
 REFUSE, END = " refuse", " ?"
+KINDS = ("red", "green", "tuning")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class PlantedRefusal:
 
     def prompts(self, kind: str, n: int, seed: int = 0) -> list[tuple[tuple[int, ...], int]]:
         """``n`` prompts with answers: ``red`` (refused), ``green`` (the old task), ``tuning`` (the shifted one)."""
-        rng = np.random.default_rng((seed, ("red", "green", "tuning").index(kind)))
+        if kind not in KINDS:
+            raise UsageError(f"kind {kind!r}{nearest(kind, KINDS)}; choose {', '.join(KINDS)}")
+        rng = np.random.default_rng((seed, KINDS.index(kind)))
         return _prompts(self.model, kind, n, rng)
 
     def data(self, kind: str, n: int, seed: int = 0) -> Data:

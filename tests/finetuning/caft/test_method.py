@@ -130,7 +130,7 @@ def test_the_leak_is_seen_with_a_trained_trunk_and_not_with_a_frozen_one(found: 
 
 def test_pairs_give_the_same_in_any_order(rules: TwoRules) -> None:
     tasks = [
-        double_task(rules.model, *pair, train=32, probe=30, test=20)
+        double_task(rules.model, *pair, train=16, probe=20, test=10)
         for pair in (("agreement", "sentiment"), ("sentiment", "agreement"))
     ]
 
@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_whole_repeats(rules: TwoRules, task: Task) -> None:
         if done == 1:
             raise KeyboardInterrupt
 
-    few = replace(task, train=task.train[:32], tied=task.tied[:20], reversed=task.reversed[:20])
+    few = Task(task.train[:16], task.probe[:20], task.held[:20], task.tied[:10], task.reversed[:10])
     found = compare(lambda repeat: fresh(rules.model), few, labelled_concept(few, SITE), FEW, repeats=3, report=stop)
     assert not found.arms.complete
     assert len(found.leaks) == 1

@@ -12,7 +12,7 @@ from cutaway.finetuning.caft.data import pairs, pronoun_items
 from cutaway.planted.spurious import TwoRules
 from cutaway.study import Lab, get_study, parse_config
 
-FEW = {"model": "two-rules", "task": "double", "train": "64", "probe": "60", "test": "40", "steps": "4", "rank": "0"}
+FEW = {"model": "two-rules", "task": "double", "train": "40", "probe": "40", "test": "20", "steps": "3", "rank": "0"}
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def lab(rules: TwoRules, tmp_path: Path) -> Lab:
 @pytest.mark.parametrize("more", [{"every": "2"}, {"directions": "components", "components": "4"}])
 def test_run_gives_every_arm_with_its_control_and_charts(lab: Lab, more: dict[str, str]) -> None:
     study = get_study("caft")
-    settings = {**FEW, **more, "repeats": "2", "site": "resid_post.1", "rate": "3e-3", "batch": "32"}
+    settings = {**FEW, **more, "repeats": "1", "site": "resid_post.1", "rate": "1e-2", "batch": "20"}
     found = study.run(parse_config(study, settings), lab)
     named = {item.name: item for item in found.items}
     plain = named["reversed accuracy, none"]
     assert named["reversed accuracy, ablation"].control == plain
     assert named["gain over none, ablation"].control == named["gain over none, random"]
-    assert named["reversed accuracy, ablation"].n == 40
+    assert named["reversed accuracy, ablation"].n == 20
     assert ("reversed accuracy, re-estimated" in named) == ("every" in more)
     assert ("reversed accuracy, random subset" in named) == ("directions" in more)
     assert named["leak after, ablation"].control == named["leak before, ablation"]
