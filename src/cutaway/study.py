@@ -288,18 +288,25 @@ def study(cls: S) -> S:
 
 def studies() -> Mapping[str, Study[Any]]:
     """Every registered study by id, after importing each ``cutaway.<room>.<paper>.study``."""
-    root = Path(__file__).parent
-    for path in sorted(root.glob("*/*/study.py")):
-        importlib.import_module(".".join(["cutaway", *path.relative_to(root).with_suffix("").parts]))
+    _imported("*")
     return dict(sorted(_registry.items()))
 
 
 def get_study(id: str) -> Study[Any]:
     """The study called ``id``; UsageError with the nearest id when there is none."""
-    known = studies()
-    if id not in known:
-        raise UsageError(f"no study {id!r}{nearest(id, known)}")
-    return known[id]
+    # Its folder carries its name, so the other studies need not be imported.
+    folder = id.replace("-", "_")
+    if folder.isidentifier():
+        _imported(folder)
+    if id not in _registry:
+        raise UsageError(f"no study {id!r}{nearest(id, studies())}")
+    return _registry[id]
+
+
+def _imported(folder: str) -> None:
+    root = Path(__file__).parent
+    for path in sorted(root.glob(f"*/{folder}/study.py")):
+        importlib.import_module(".".join(["cutaway", *path.relative_to(root).with_suffix("").parts]))
 
 
 def parse_config(study: Study[C], settings: Mapping[str, str]) -> C:

@@ -124,6 +124,12 @@ def test_run_stores_and_the_study_list_knows_its_calibration(cutaway, planted, c
     listed = cutaway("studies", "--json").json
     assert [row["calibration"] for row in listed if row["id"] == "thought-anchors"] == [None]
     assert "never" in cutaway("studies").out
+    shown = cutaway("studies", "thought-anchors").out
+    assert "arXiv:2506.19143" in shown
+    for words in ("(needed)", "Sampling temperature.", "auto, float32 or bfloat16", "last calibration: never"):
+        assert words in " ".join(shown.split())
+    assert cutaway("studies", "query-circuits", "--json").json["settings"]["queries"]["default"] > 0
+    assert "did you mean 'thought-anchors'" in cutaway("studies", "thought-anchor").err
 
 
 def test_calibrate_is_stored_and_its_exit_code_says_whether_it_passed(cutaway):

@@ -104,15 +104,22 @@ def explain(
 
 
 @app.command()
-def studies(as_json: Json = False, ledger: LedgerUrl = None) -> None:
-    """List every system with its paper, status and last calibration."""
-    from cutaway.cli.show import show_studies
+def studies(
+    study: Annotated[str | None, typer.Argument(help="Study id: its paper, status and settings.")] = None,
+    as_json: Json = False,
+    ledger: LedgerUrl = None,
+) -> None:
+    """List every system with its last calibration; or show one, with what can be set."""
+    from cutaway.cli.show import show_studies, show_study
     from cutaway.ledger.calibrations import last_calibration
+    from cutaway.study import get_study
     from cutaway.study import studies as all_studies
 
     with _ledger(ledger) as book:
+        if study is not None:
+            return show_study(get_study(study), last_calibration(book, study), as_json)
         known = all_studies()
-        show_studies([(each, last_calibration(book, each.id)) for each in known.values()], as_json)
+        return show_studies([(each, last_calibration(book, each.id)) for each in known.values()], as_json)
 
 
 @app.command()

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cutaway.explain import Explanation, conclude
-from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
-from cutaway.model import Entry
-from cutaway.reasoning.thought_anchors.result import AnchorMap
 from cutaway.study import Calibration, Finding, Rate, Study
 
 if TYPE_CHECKING:
+    from cutaway.explain import Explanation
     from cutaway.features.index import Ready
+    from cutaway.ledger import ArtifactRecord, Recheck, RunRecord
+    from cutaway.model import Entry
+    from cutaway.reasoning.thought_anchors.result import AnchorMap
 
 BAR = 20
 WIDE = 110
@@ -37,7 +37,7 @@ def _json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def show_models(entries: Sequence[Entry], as_json: bool) -> None:
+def show_models(entries: "Sequence[Entry]", as_json: bool) -> None:
     """The catalogue."""
     rows = [
         {
@@ -62,11 +62,13 @@ def show_models(entries: Sequence[Entry], as_json: bool) -> None:
     return None
 
 
-def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> None:
+def show_explanation(found: "Explanation", report: Path | None, as_json: bool) -> None:
     """One answer: conclusion, a row a sentence, alternatives at the anchors, cost."""
     anchors, run = found.anchors, found.run
     if as_json:
         return _json({"run": run.to_dict(), "known": found.known, "anchors": anchors.to_dict()})
+    from cutaway.explain import conclude
+
     console, words = Console(), conclude(anchors)
     console.print(Text(words.headline, style="bold"))
     for line in (*words.support, *words.cautions):
@@ -89,7 +91,7 @@ def show_explanation(found: Explanation, report: Path | None, as_json: bool) -> 
     return None
 
 
-def _sentence_table(anchors: AnchorMap, width: int) -> Table:
+def _sentence_table(anchors: "AnchorMap", width: int) -> Table:
     """A row a sentence; a narrow terminal goes without the bars and the counts, so that the text can be read."""
     wide = width >= WIDE
     extra = ("", "draws") if wide else ()
@@ -113,31 +115,62 @@ def _sentence_table(anchors: AnchorMap, width: int) -> Table:
     return table
 
 
-def show_studies(rows: Sequence[tuple[Study[Any], RunRecord | None]], as_json: bool) -> None:
+def show_studies(rows: "Sequence[tuple[Study[Any], RunRecord | None]]", as_json: bool) -> None:
     """Every system with its last calibration."""
     if as_json:
-        return _json(
-            [
-                {
-                    "id": each.id,
-                    "title": each.title,
-                    "paper": each.paper,
-                    "status": each.status,
-                    "settings": each.Config.model_json_schema()["properties"],
-                    "calibration": None if last is None else last.to_dict(),
-                }
-                for each, last in rows
-            ]
-        )
-    table = _table("id", "what it does", "paper", "status", "last calibration")
+        return _json([_study(each, last) for each, last in rows])
+    table = _table("id", "what it does", "last calibration")
+    table.columns[0].no_wrap = True
     for each, last in rows:
-        seen = "never" if last is None else f"{last.summary.rsplit(' ', 1)[-1]} {last.started[:10]}"
-        _row(table, each.id, each.title, each.paper, each.status, seen)
-    Console().print(table)
+        _row(table, each.id, each.title, _calibrated(last))
+    console = Console()
+    console.print(table)
+    console.print(Text("\n`cutaway studies ID` names a system's paper, its status and its settings."))
     return None
 
 
-def show_runs(found: Sequence[RunRecord], as_json: bool) -> None:
+def show_study(study: Study[Any], last: "RunRecord | None", as_json: bool) -> None:
+    """One system: its paper, how far it is, and what can be set."""
+    about = _study(study, last)
+    if as_json:
+        return _json(about)
+    console = Console()
+    console.print(Text(f"{study.id}: {study.title}", style="bold"))
+    for name, value in (("paper", study.paper), ("status", study.status), ("last calibration", _calibrated(last))):
+        console.print(Text(f"{name}: {value}"))
+    table = _table("setting", "default", "meaning")
+    for name, each in about["settings"].items():
+        default = _value(each["default"]) if "default" in each else "(needed)"
+        choices = f" One of {', '.join(map(str, each['enum']))}." if "enum" in each else ""
+        _row(table, name, default, each.get("description", "") + choices)
+    console.print(table)
+    console.print(Text(f"\ncutaway run {study.id} --set setting=value"))
+    return None
+
+
+def _study(study: Study[Any], last: "RunRecord | None") -> dict[str, Any]:
+    return {
+        "id": study.id,
+        "title": study.title,
+        "paper": study.paper,
+        "status": study.status,
+        "settings": study.Config.model_json_schema()["properties"],
+        "calibration": None if last is None else last.to_dict(),
+    }
+
+
+def _calibrated(last: "RunRecord | None") -> str:
+    return "never" if last is None else f"{last.summary.rsplit(' ', 1)[-1]} {last.started[:10]}"
+
+
+def _value(value: Any) -> str:
+    """A default as ``--set`` takes it."""
+    if isinstance(value, str):
+        return value or '""'
+    return ",".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def show_runs(found: "Sequence[RunRecord]", as_json: bool) -> None:
     """The latest runs."""
     if as_json:
         return _json([run.to_dict() for run in found])
@@ -163,11 +196,11 @@ def show_index(made: "Ready", as_json: bool) -> None:
 
 
 def show_run(
-    run: RunRecord,
+    run: "RunRecord",
     items: Sequence[Finding],
-    files: Sequence[ArtifactRecord],
+    files: "Sequence[ArtifactRecord]",
     as_json: bool,
-    rechecks: Sequence[Recheck] = (),
+    rechecks: "Sequence[Recheck]" = (),
 ) -> None:
     """One run in full."""
     if as_json:
