@@ -85,7 +85,7 @@ def browser() -> Iterator[Any]:
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    flags = ["--no-sandbox", "--disable-background-networking", offline]
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", offline]
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=flags)
         yield running

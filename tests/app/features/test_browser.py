@@ -95,9 +95,11 @@ def test_hostile_text_is_shown_and_not_run(open_page: Open) -> None:
     assert SCRIPT in page.locator("h2.count").inner_text()
 
 
-def test_pages_fit_narrow_and_dark_screens(open_page: Open) -> None:
-    for path in ("", "/1", "/1/4", "/search?activating=the"):
-        for options in ({"viewport": {"width": 390, "height": 800}}, {"color_scheme": "dark"}):
-            page = open_page(HOME + path, **options)
+def test_pages_fit_narrow_and_dark_screens(open_page: Open, address: str) -> None:
+    for options in ({"viewport": {"width": 390, "height": 800}}, {"color_scheme": "dark"}):
+        page = open_page(HOME, **options)
+        for path in ("", "/1", "/1/4", "/search?activating=the"):
+            if path:
+                page.goto(f"{address}{HOME}{path}")
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0, (path, options)
