@@ -1,5 +1,19 @@
 """Take knowledge out of a model, and test whether it is gone."""
 
+from cutaway.editing.rows import Edit, Feature, RowEdit, applied, load_edit, rewritten
 from cutaway.editing.weights import Neurons, copy_of, driving, masks, prune, written
 
-__all__ = ["Neurons", "copy_of", "driving", "masks", "prune", "written"]
+__all__ = [
+    "Edit",
+    "Feature",
+    "Neurons",
+    "RowEdit",
+    "applied",
+    "copy_of",
+    "driving",
+    "load_edit",
+    "masks",
+    "prune",
+    "rewritten",
+    "written",
+]

@@ -177,9 +177,9 @@ def tiny_llama(words: Sequence[str], name: str, *, layers: int = 2, d_model: int
     return Model(hf, tokenizer, name)
 
 
-def taught(worlds: Sequence[World], *, steps: int = 250, general: int = 200, seed: int = 0) -> Model:
+def taught(worlds: Sequence[World], *, steps: int = 250, general: int = 200, d_model: int = 64, seed: int = 0) -> Model:
     """Return a tiny model trained on ``worlds`` and on general sentences; ``seed`` sets weights and order."""
-    model = blank_model(seed=seed)
+    model = blank_model(d_model=d_model, seed=seed)
     rows = [row for each in worlds for row in fact_rows(model, each.facts)]
     rows += text_rows(model, general_texts(general))
     config = TrainConfig(rate=3e-3, batch=64, steps=steps, warm_up=20, bucket=1, precision="float32", seed=seed)

@@ -1,0 +1,32 @@
+"""Erase a concept from the weights by rewriting the MLP rows that write its features."""
+
+from cutaway.editing.pisces.erase import Erased, Scores, erase, find_features, scores, useful
+from cutaway.editing.pisces.method import (
+    candidates,
+    make_edit,
+    random_control,
+    shuffled_control,
+    signs,
+    word_dictionary,
+)
+from cutaway.editing.pisces.search import Judged, Search, harmonic, read_ratings, search
+
+__all__ = [
+    "Erased",
+    "Judged",
+    "Scores",
+    "Search",
+    "candidates",
+    "erase",
+    "find_features",
+    "harmonic",
+    "make_edit",
+    "random_control",
+    "read_ratings",
+    "scores",
+    "search",
+    "shuffled_control",
+    "signs",
+    "useful",
+    "word_dictionary",
+]

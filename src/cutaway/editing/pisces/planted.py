@@ -1,0 +1,80 @@
+"""Two invented worlds in one small model, with a dictionary of its last MLP's output: what an erasure is tested on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cutaway.editing.concepts import Concept, planted
+from cutaway.editing.pisces.erase import Erased, erase, find_features
+from cutaway.editing.pisces.method import Dictionaries
+from cutaway.features import Provenance, SparseDictionary, train_dictionary
+from cutaway.features import TrainConfig as DictionaryConfig
+from cutaway.model import Model
+from cutaway.planted.concepts import taught, world
+from cutaway.training import TrainConfig
+
+TAUS, MUS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2), (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""The grid for models as small as this one."""
+BASELINE = TrainConfig(3e-4, 16, steps=80, schedule="constant", bucket=1, precision="float32", probe_every=1)
+RELEARN = replace(BASELINE, steps=32, probe_every=8)
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A model that knows both worlds, and what it takes to remove one."""
+
+    model: Model
+    concept: Concept
+    dictionaries: Dictionaries
+
+
+def two_worlds(people: int = 12, relations: int = 3, *, d_model: int = 192, steps: int = 160, seed: int = 0) -> Worlds:
+    """Train the model and the dictionary; ``seed`` draws facts, weights and order."""
+    gone, kept = world("A", people, relations, seed=seed), world("B", people, relations, seed=seed)
+    model = taught([gone, kept], steps=steps, d_model=d_model, seed=seed)
+    concept = planted(gone, kept)
+    layer = model.n_layers - 1
+    return Worlds(model, concept, {layer: fitted(model, concept.texts, layer, 2 * d_model, seed=seed)})
+
+
+def fitted(
+    model: Model, texts: tuple[str, ...], layer: int, n_latents: int, *, k: int = 8, steps: int = 300, seed: int = 0
+) -> SparseDictionary:
+    """Return a TopK dictionary of the MLP's output at ``layer`` on ``texts``."""
+    site = f"mlp_out.{layer}"
+    with torch.no_grad():
+        found = model.capture(model.batch([model.encode(text) for text in texts]), site, special=True).flat(site)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draws() -> Iterator[Tensor]:
+        for _ in range(steps):
+            yield found[torch.randint(len(found), (512,), generator=generator)]
+
+    config = DictionaryConfig(n_latents, k=k, batch=512, rate=3e-3, warm_up=20, steps=steps, seed=seed)
+    about = Provenance(model=model.name, fingerprint=model.fingerprint, site=site)
+    return train_dictionary(draws(), config, provenance=about).dictionary
+
+
+def erase_world(
+    worlds: Worlds,
+    *,
+    limits: tuple[float, float, float] = (0.1, 0.95, 0.95),
+    seed: int = 0,
+    trained: bool = True,
+) -> Erased:
+    """Remove world A; ``trained`` adds gradient ascent and relearning."""
+    features = find_features(worlds.model, worlds.dictionaries, worlds.concept)
+    return erase(
+        worlds.model,
+        worlds.dictionaries,
+        worlds.concept,
+        features,
+        taus=TAUS,
+        mus=MUS,
+        limits=limits,
+        baseline=BASELINE if trained else None,
+        relearn=RELEARN if trained else None,
+        seed=seed,
+    )
