@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from command import start
 
-SMALL = ("--tokens", 400, "--latents", 12)
+SMALL = ("--tokens", 400, "--latents", 12, "--site", "resid_post.0")  # the planted MLPs are silent
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_one_command_makes_the_index_and_the_second_time_finds_it(cutaway, checkpoint, corpus, home) -> None:
     given = ["index", checkpoint, "--corpus", corpus, *SMALL, "--graphs", 0, "--json", "--no-serve"]
-    made = cutaway(*given).json
+    done = cutaway(*given)
+    assert done.code == 0, done.err
+    made = done.json
     assert made["folder"] == str(home / "index" / checkpoint.name)
     assert [source["name"] for source in made["sources"]] == ["0", "topk-resid-post.0"]
     assert cutaway(*given).json == made

@@ -30,10 +30,10 @@ def test_everything_is_made_once(tmp_path: Path) -> None:
     first = build_ready(model, corpus, tmp_path, CONFIG, filling=replace(SMALL, tokens=400), tick=tick)
     assert not first.complete
     assert first.graphs == 1
-    assert [source.name for source in first.index.sources] == ["0", "1", "2", "topk-resid-post.1"]
+    assert [source.name for source in first.index.sources] == ["0", "1", "2", "topk-mlp-out.1"]
     reading = "tokens read for the dictionary"
     assert list(dict.fromkeys(seen)) == [reading, "steps of the dictionary", "texts read", "windows read", "graphs"]
-    assert not (tmp_path / "dictionaries" / "topk-resid-post.1" / "activations").exists()
+    assert not (tmp_path / "dictionaries" / "topk-mlp-out.1" / "activations").exists()
     seen.clear()
     second = build_ready(model, corpus, tmp_path, CONFIG, filling=replace(SMALL, tokens=400), tick=tick)
     assert second.complete
@@ -64,7 +64,7 @@ def test_stopped_anywhere_it_comes_to_the_same(tmp_path: Path, where: str) -> No
     build_ready(model, corpus, tmp_path / "stopped", config, filling=filling)
     build_ready(model, corpus, tmp_path / "whole", config, filling=filling)
     stopped, whole = open_index(tmp_path / "stopped"), open_index(tmp_path / "whole")
-    assert [source.name for source in stopped.sources] == ["0", "2", "topk-resid-post.1"]
+    assert [source.name for source in stopped.sources] == ["0", "2", "topk-mlp-out.1"]
     assert stopped.about["identity"] == whole.about["identity"]
     for number in range(0, stopped.n_units, 5):
         assert stopped.texts(number) == whole.texts(number)

@@ -42,7 +42,11 @@ class ReadyConfig:
     layers: tuple[int, ...] | None = None
     """Whose neurons are read; None: all."""
     site: str = ""
-    """Where the dictionary reads; empty takes the middle layer's resid_post."""
+    """Where the dictionary reads; empty takes the middle layer's mlp_out.
+
+    Not the stream itself: at the first tokens of a window it holds values a hundred times as large as elsewhere in
+    many models, and the strongest latents would all be about those.
+    """
     name: str = ""
     """The dictionary's, in addresses; empty makes one of the site."""
     latents: int = 4608
@@ -119,7 +123,7 @@ def build_ready(
     Raises UsageError for a site or layer that the model does not have, or a folder with another index or dictionary.
     """
     folder, config, filling = Path(folder), config or ReadyConfig(), filling or FillConfig()
-    site = config.site or f"resid_post.{model.n_layers // 2}"
+    site = config.site or f"mlp_out.{model.n_layers // 2}"
     name = config.name or f"topk-{site.replace('_', '-')}"
     layers = _check_layers(model, config)
     dictionary = _dictionary(model, corpus, folder / "dictionaries" / name, site, config, tick)
