@@ -243,13 +243,17 @@ def _view(run: "Run", monitors: Sequence[Monitor], questions: Sequence[Question]
 
 def summary(found: Evidence, runs: "Runs") -> str:
     partial = "" if runs.complete else f" ({len(runs.questions)} questions before the stop)"
-    by_design = {r.design: r for r in reversed(found.results) if r.monitor == "rule" and r.scope == str(CHAIN)}
-    main = by_design["intervention"]
+    rule = {(r.design, r.scope): r for r in reversed(found.results) if r.monitor == "rule"}
+    main = rule["intervention", str(CHAIN)]
     if main.value is not None:
-        return f"rule on the chain: g-mean^2 {main.value:.2f} [{main.low:.2f}, {main.high:.2f}]{partial}"
-    other = by_design["outcome"]
-    second = f"; outcome design {other.value:.2f}" if other.value is not None else ""
-    return f"rule on the chain: {main.undefined}{second}{partial}"
+        return f"rule on the chain: {_short(main)}{partial}"
+    others = (("with the answer", "intervention", BOTH), ("outcome design", "outcome", CHAIN))
+    rest = [f"; {name}: {_short(rule[d, str(s)])}" for name, d, s in others if rule[d, str(s)].value is not None]
+    return f"rule on the chain: {main.undefined}{''.join(rest)}{partial}"
+
+
+def _short(found: Monitorability) -> str:
+    return f"g-mean^2 {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _json(body: object) -> bytes:
