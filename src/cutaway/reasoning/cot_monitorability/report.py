@@ -247,8 +247,8 @@ def summary(found: Evidence, runs: "Runs") -> str:
     main = rule["intervention", str(CHAIN)]
     if main.value is not None:
         return f"rule on the chain: {_short(main)}{partial}"
-    others = (("with the answer", "intervention", BOTH), ("outcome design", "outcome", CHAIN))
-    rest = [f"; {name}: {_short(rule[d, str(s)])}" for name, d, s in others if rule[d, str(s)].value is not None]
+    others = {"with the answer": rule["intervention", str(BOTH)], "outcome design": rule["outcome", str(CHAIN)]}
+    rest = [f"; {name}: {_short(each)}" for name, each in others.items() if each.value is not None]
     return f"rule on the chain: {main.undefined}{''.join(rest)}{partial}"
 
 
