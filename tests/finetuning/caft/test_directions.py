@@ -13,17 +13,17 @@ from cutaway.finetuning.caft.directions import (
     Concept,
     attributed_latents,
     change_components,
-    choose,
     concept,
     labelled_direction,
     last_states,
     random_concept,
     random_subset,
+    select,
     selectivity,
     streamed_components,
 )
 from cutaway.finetuning.caft.method import Task, component_concept, latent_concept, tune
-from cutaway.finetuning.choice import choice_data, margins
+from cutaway.finetuning.choice import Choice, choice_data, margins
 from cutaway.model import Add, Model
 from cutaway.planted.small import fresh
 from cutaway.planted.spurious import TwoRules
@@ -108,15 +108,27 @@ def test_the_labelled_direction_is_the_difference_of_class_means(rules: TwoRules
     assert labelled_direction(rules.model, task.probe, SITE).numpy() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_candidates_are_ranked_by_which_rule_they_tell(rules: TwoRules, task: Task) -> None:
-    pair = torch.stack([labelled_direction(rules.model, task.probe, SITE, rule) for rule in (0, 1)])
-    noise = torch.randn(4, rules.model.d_model, generator=torch.Generator().manual_seed(0))
-    scores = selectivity(rules.model, torch.cat([pair, noise]), task.held, SITE)
-    assert scores.argmax() == 1
-    assert scores[1] > 0.5
-    assert scores[0] < -0.3
-    assert choose(scores, 0.5) == [1]
-    assert choose(np.array([0.1, 0.2])) == []
+def test_selectivity_is_the_difference_of_explained_variances() -> None:
+    rng = np.random.default_rng(0)
+    states, candidates = rng.standard_normal((50, 6)), rng.standard_normal((4, 6))
+    labels = rng.integers(0, 2, (50, 2))
+    choices = [Choice((1,), 2, 3, (int(a), int(b))) for a, b in labels]
+    along = states @ candidates.T
+    by_hand = [
+        np.corrcoef(along[:, i], labels[:, 1])[0, 1] ** 2 - np.corrcoef(along[:, i], labels[:, 0])[0, 1] ** 2
+        for i in range(4)
+    ]
+    assert selectivity(states, candidates, choices) == pytest.approx(by_hand)
+    assert selectivity(states, np.zeros((1, 6)), choices).tolist() == [0.0]
+
+
+def test_a_concept_is_chosen_once_and_the_wanted_one_not_at_all(rules: TwoRules, task: Task) -> None:
+    told = [labelled_direction(rules.model, task.probe, SITE, rule) for rule in (0, 1)]
+    noise = 0.05 * torch.randn(rules.model.d_model, generator=torch.Generator().manual_seed(0))
+    found = select(rules.model, torch.stack([told[0], told[1], told[1] + noise]), task.held, SITE)
+    assert len(found.places) == 1
+    assert found.places[0] in (1, 2)
+    assert found.scores[0] < found.scores[1]
 
 
 def dictionary(rules: TwoRules, task: Task) -> tuple[torch.Tensor, int]:
@@ -159,8 +171,7 @@ def test_the_planted_latent_and_the_changed_component_are_chosen(rules: TwoRules
         assert set(chosen.controls) == {"random subset", "all candidates"}
     concepts.append(component_concept(rules.model, tuned, task, SITE, k=8).concept)
     for found in concepts:
-        cosine = (found.basis @ rows[place]).norm()
-        assert float(cosine) > 0.8, found
+        assert float((found.basis @ rows[place]).norm()) > 0.8, found
     with pytest.raises(UsageError, match="no candidate"):
         latent_concept(rules.model, task, SITE, encode, rows, tuned=tuned, at_least=2.0)
 

@@ -5,7 +5,7 @@
     latents      dictionary decoder columns, ranked by mean difference or by attribution of the answer's margin
 
 Which candidates carry the unwanted concept is decided by a labelled probe set in which both rules are independent, not
-by reading examples: the area under the ROC curve for the unwanted label, less that for the wanted one.
+by reading examples: the share of variance that the unwanted label explains, less what the wanted one does.
 
 Source: card caft (2507.16795), Method A and C; ranking by a probe set is ours.
 """
@@ -188,21 +188,16 @@ def _margin_from(model: Model, each: Choice, site: str, state: Tensor) -> Tensor
 
 
 def selectivity(
-    model: Model, candidates: Float[Tensor, "k d_model"], choices: Sequence[Choice], site: str
+    states: Float[np.ndarray, "choice d_model"], candidates: Float[np.ndarray, "k d_model"], choices: Sequence[Choice]
 ) -> Float[np.ndarray, " k"]:
     """Return, for each candidate, how well it tells the unwanted label, less how well it tells the wanted one.
 
-    Each is ``|2 AUROC - 1|``: 0 for chance, 1 for perfect, so the difference lies between -1 and 1.
+    Each is the share of the variance along the candidate that the label explains, so the difference lies between -1
+    and 1.
     """
-    scores = last_states(model, choices, site) @ candidates.cpu().numpy().T
-    told = [_told(scores, labels_of(choices, rule)) for rule in (UNWANTED, WANTED)]
+    along = states @ candidates.T
+    told = [_explained(along, labels_of(choices, rule)) for rule in (UNWANTED, WANTED)]
     return told[0] - told[1]
-
-
-def choose(scores: np.ndarray, at_least: float = 0.3, most: int = 5) -> list[int]:
-    """Return the places of the best candidates, at most ``most``, that reach ``at_least``; empty where none does."""
-    best = np.argsort(-scores, kind="stable")[:most]
-    return [int(place) for place in best if scores[place] >= at_least]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,18 +223,28 @@ def select(
     most: int = 5,
     seed: int = 0,
 ) -> Selected:
-    """Return the span of the candidates that tell the unwanted label; UsageError where none reaches ``at_least``."""
-    scores = selectivity(model, candidates, probe, site)
-    places = choose(scores, at_least, most)
+    """Return the span of the candidates that tell the unwanted label; UsageError where none reaches ``at_least``.
+
+    One candidate after the other, each judged on what the ones before it leave of the states.
+    """
+    states, rows = last_states(model, probe, site), candidates.detach().float().cpu().numpy()
+    first = selectivity(states, rows, probe)
+    places: list[int] = []
+    scores = first
+    while len(places) < most and scores.max() >= at_least:
+        places.append(int(scores.argmax()))
+        basis = concept(model, site, candidates[places]).basis.numpy()
+        scores = selectivity(states - states @ basis.T @ basis, rows, probe)
+        scores[places] = -1.0
     if not places:
         raise UsageError(
-            f"no candidate at {site!r} tells the unwanted label: best {scores.max():.2f}, {at_least:g} needed"
+            f"no candidate at {site!r} tells the unwanted label: best {first.max():.2f}, {at_least:g} needed"
         )
     controls = {
         "random subset": concept(model, site, candidates[random_subset(len(candidates), seed)]),
         "all candidates": concept(model, site, candidates),
     }
-    return Selected(concept(model, site, candidates[places]), tuple(places), scores, controls)
+    return Selected(concept(model, site, candidates[places]), tuple(places), first, controls)
 
 
 def random_subset(n: int, seed: int) -> list[int]:
@@ -249,10 +254,10 @@ def random_subset(n: int, seed: int) -> list[int]:
     return kept.tolist() if len(kept) else [int(rng.integers(n))]
 
 
-def _told(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores, axis=0)
-    ones = int(labels.sum())
-    area = (ranks[labels == 1].sum(0) - ones * (ones + 1) / 2) / (ones * (len(labels) - ones))
-    return np.abs(2 * area - 1)
+def _explained(along: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the squared correlation of each column with the labels; 0 for one that does not vary."""
+    centred, side = along - along.mean(0), labels - labels.mean()
+    spread = np.sqrt((centred**2).sum(0) * (side**2).sum())
+    # What is left of a direction that was taken out is rounding.
+    varies = spread > 1e-4 * np.abs(along).max(initial=1.0)
+    return np.where(varies, (side @ centred) / np.maximum(spread, 1e-12), 0.0) ** 2

@@ -4,8 +4,9 @@ Null: the same tuning on rows of the model's own old task, at a tenth of the rat
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from cutaway.finetuning.ema_safety.method import Grid, Material, Tradeoff, compare
+from cutaway.finetuning.ema_safety.method import Grid, Material, Point, Tradeoff, compare
 from cutaway.finetuning.exact import Item
 from cutaway.planted.refusal import PlantedRefusal, planted_refusal
 from cutaway.planted.small import fresh
@@ -13,36 +14,50 @@ from cutaway.study import Rate
 from cutaway.training import TrainConfig
 
 RATE, STEPS = 2e-3, 80
-GRID = Grid(rates=(1.0, 0.5, 0.25, 0.1), etas=(0.9, 0.95, 0.97, 0.98, 0.985, 0.99), anchors=(0.01,))
+GRID = Grid(
+    rates=(1.0, 0.5, 0.25, 0.1),
+    etas=(0.9, 0.95, 0.98, 0.983, 0.986, 0.989),
+    feedback=((0.5, 1), (0.5, 10), (0.75, 10), (0.9, 10)),
+    anchors=(0.01,),
+)
 NULL = Grid(rates=(1.0,), etas=(0.98,), feedback=(), merges=(), anchors=())
 
 
 def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Rate, ...]:
     """Everything, each trial with a model of its own."""
-    lost = kept = equal = silent = seen = 0
+    lost = kept = equal = silent = seen = ahead = 0
     for trial in range(trials):
         report(trial, trials)
         planted = planted_refusal(seed=trial)
         found = small_trial(planted, trial)
         base, plain = found.base[0], next(p for p in found.points if p.way == "plain" and p.knob == "1")
         drop = base.refusal[1] - plain.refusal[1]
-        best = found.matched(0, "passive")
+        best, rate = averaged(found), found.matched(0, "plain")
         lost += drop >= 0.4
         kept += best is not None and base.refusal[1] - best.refusal[1] <= drop / 2
         seen += best is not None and best.utility[1] >= plain.utility[1] - 0.02
+        ahead += best is not None and rate is not None and best.refusal[1] > rate.refusal[1]
         half = next(p for p in found.points if p.way == "plain" and p.knob == "0.5")
         fed = next(p for p in found.points if p.way == "feedback" and p.knob == "0.5 every 1")
         equal += abs(half.opening - fed.opening) < 1e-2
         silent += not forgets(planted, trial)
     return (
         Rate("refusal lost by plain tuning", lost, trials, at_least=0.9, what="40 points of refusals or more"),
-        Rate("half of the loss kept off", kept, trials, at_least=0.75, what="by a passive average at matched utility"),
+        Rate("half of the loss kept off", kept, trials, at_least=0.75, what="by an average at matched utility"),
         Rate("utility matched on test items", seen, trials, at_least=0.75, what="within two points of plain tuning"),
+        Rate("average ahead of the best lower rate", ahead, trials, what="in test refusals; nothing is required of it"),
         Rate(
             "feedback is a lower rate", equal, trials, at_least=0.9, what="eta 0.5 at every step equals half the rate"
         ),
         Rate("loss claimed on the null", trials - silent, trials, at_most=0.1, what="10 points of refusals or more"),
     )
+
+
+def averaged(found: Tradeoff) -> Point | None:
+    """Return the better of the passive and the sparse feedback average; feedback at every step is a lower rate."""
+    sparse = replace(found, points=tuple(p for p in found.points if not p.knob.endswith(" every 1")))
+    fit = [p for p in (sparse.matched(0, way) for way in ("passive", "feedback")) if p is not None]
+    return max(fit, key=lambda p: (p.refusal[0], p.opening), default=None)
 
 
 def small_material(planted: PlantedRefusal, kind: str = "tuning", n: int = 600, test: int = 300) -> Material:

@@ -105,7 +105,7 @@ class Point:
     """Mean log-probability of the refusal's opening on test prompts, in nats."""
     distance: float
     """|theta - theta_0| over the trained weights."""
-    matched: float | None = None
+    keyword: float | None = None
     """Written answers to test prompts that the keyword matcher calls refusals; None where none were written."""
 
 

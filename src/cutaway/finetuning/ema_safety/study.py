@@ -166,7 +166,7 @@ def _written(found: "Tradeoff") -> list[Finding]:
     """Return the keyword matcher's rates of the start and of every way and knob, where answers were written."""
     items: list[Finding] = []
     for way, knob in dict.fromkeys((p.way, p.knob) for p in (*found.base, *found.points)):
-        here = [p.matched for p in (*found.base, *found.points) if (p.way, p.knob) == (way, knob)]
+        here = [p.keyword for p in (*found.base, *found.points) if (p.way, p.knob) == (way, knob)]
         told = [each for each in here if each is not None]
         if told:
             name = f"refusals by keyword, {way} {knob}"
