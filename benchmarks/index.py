@@ -33,9 +33,7 @@ from cutaway.features.index.vocabulary import vocabulary_of
 
 UNITS, TOP, WINDOW, TOKENS, TEXTS, LENGTH = 100_000, 10, 64, 50_000, 4_000, 128
 CHUNK = 10_000
-PAGE_MS, SEARCH_MS = 200.0, 50.0
-PAGE_BUSY_MS = 20.0
-"""Of the processor: what the card asks of an idle machine."""
+PAGE_MS, SEARCH_MS = 20.0, 50.0
 
 
 def synthetic(folder: Path, units: int) -> FeatureIndex:
@@ -155,9 +153,9 @@ def serving(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     per_unit = sum(files.values()) / units
     claims = [
         p95("page of a unit, p95 (median, largest)", "-", page[0], bar=PAGE_MS),
-        p95("the same, processor time", "-", page[1], bar=PAGE_BUSY_MS),
+        p95("the same, processor time", "-", page[1]),
         p95("search of two terms, p95 (median, largest)", "decoding everything", search[0], bar=SEARCH_MS),
-        p95("the same, processor time", "-", search[1], bar=SEARCH_MS),
+        p95("the same, processor time", "-", search[1]),
         p95("the same search by decoding everything", "-", decoded),
         Claim("search, times faster (medians)", "decoding everything", times, times, times, bar=10.0, at_least=True),
     ]
