@@ -21,8 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.errors import UsageError
-from cutaway.features import Dictionary, SparseDictionary, TrainConfig, train_dictionary
-from cutaway.features.dictionary import Provenance
+from cutaway.features import Dictionary, Provenance, SparseDictionary, TrainConfig, train_dictionary
 from cutaway.model import Model
 from cutaway.probes.activations import activations
 from cutaway.probes.sae_answerability.data import TEMPLATES, Item, render, texts_of
