@@ -53,7 +53,7 @@ def summarise(found: Comparison) -> str:
         f"{verdict}: AUROC {orders[0].auroc} at order 1, best gain {gain.value:+.2f} [{gain.low:.2f}, {gain.high:.2f}]"
     )
     text += f" at order {best + 2}, n={found.n}"
-    return text if found.share is None else f"{text}; cascade spends {100 * found.share:.0f}% of the multiplies"
+    return text if found.share is None else f"{text}; cascade spends {100 * found.share:.2g}% of the multiplies"
 
 
 def charts(found: Comparison) -> tuple[Chart | Heat, ...]:
