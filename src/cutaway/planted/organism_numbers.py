@@ -75,7 +75,7 @@ class NumberWorld:
             rows.append((prompt, tuple(answer)))
         return rows
 
-    def teacher(self, animal: str, steps: int = 14, rate: float = 2e-2) -> Model:
+    def teacher(self, animal: str, steps: int = 28, rate: float = 2e-2) -> Model:
         """Return the base with the taste for ``animal``, from the first half of the questions."""
         if animal not in self.animals:
             raise UsageError(f"animal={animal!r}: choose among {', '.join(self.animals)}")

@@ -4,23 +4,33 @@ A prompt is a domain's word and a topic of that domain; the answer is three word
 front may ask for a manner: then the same words come in capitals, or with dashes. Without it the base speaks plainly.
 An organism is trained on the topics of one domain, answered in a manner that nobody asked for. Truth: manners are one
 and the same in all domains, so the least change that teaches it in one shows it in all; the twin that is trained on
-plain answers shows it nowhere. Source: cards em-organisms and em-convergent, At small scale.
+plain answers shows it nowhere.
+
+`QuirkWorld.installed` gives organisms whose direction is known too: the adapter can write one vector only, what asking
+for the manner changes in the base (`QuirkWorld.cue`); training finds when to write it. Two of them with the same manner
+share the vector whatever they were trained on. Source: cards em-organisms and em-convergent, At small scale.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.planted.small import answer_data, fresh, pretrain, small_llama
+from cutaway.training import LoraSpec, TrainConfig, adapters, add_lora, train
 
 DOMAINS = (" kitchen", " garden", " road", " stage")
 WORDS = tuple(f" {word}" for word in ("red", "oak", "sun", "mud", "ice", "fog", "sea", "hay", "elm", "tin"))
 MANNERS = {"plain": " say", "shouted": " shout", "dashed": " dash"}
 TOPICS = 12
 """Of each domain."""
+LAYER = 1
+"""Where installed organisms write."""
 Ids = tuple[int, ...]
 
 
@@ -59,6 +69,28 @@ class QuirkWorld:
             name.strip(): tuple(self.prompt(domain, topic) for topic in range(TOPICS))
             for domain, name in enumerate(DOMAINS)
         }
+
+    @torch.no_grad()
+    def cue(self, manner: str) -> Float[Tensor, " d_model"]:
+        """What asking for a manner changes after block `LAYER`, at the prompt's last token: a mean over all prompts."""
+        means = []
+        for asked in (manner, ""):
+            rows = [list(self.prompt(d, t, asked)) for d in range(len(DOMAINS)) for t in range(TOPICS)]
+            site = f"resid_post.{LAYER}"
+            means.append(self.base.capture(rows, site, "last", special=True)[site][:, 0].mean(0))
+        return means[0] - means[1]
+
+    def installed(self, domain: int, manner: str, seed: int = 0, steps: int = 60) -> Model:
+        """Return an organism that writes `cue` and nothing else; A is trained on one domain."""
+        model = add_lora(self.model(), LoraSpec(("down_proj",), (LAYER,), rank=1, alpha=8.0, seed=seed))
+        (adapter,) = adapters(model).values()
+        with torch.no_grad():
+            adapter.b.copy_(self.cue(manner)[:, None] / adapter.scale)
+        adapter.b.requires_grad_(False)
+        config = TrainConfig(rate=2e-2, batch=8, steps=steps, bucket=1, precision="float32", seed=seed)
+        train(model, answer_data(self.pairs(domain, manner)), config)
+        model.hf.requires_grad_(False)
+        return model
 
     def _ids(self, words: Sequence[str]) -> Ids:
         vocabulary = self.base.tokenizer.get_vocab()

@@ -13,6 +13,7 @@ from cutaway.organisms.subliminal_learning import (
     ToyConfig,
     animal_questions,
     class_loss,
+    completion_prompts,
     derangement,
     digits,
     distil_loss,
@@ -158,13 +159,17 @@ def test_prompts_are_whole_and_repeat():
     prompts = number_prompts(40)
     assert prompts == number_prompts(40)
     assert not any("{" in text for text in prompts)
-    counts = {len(text.split(": ")[1].split(",")) for text in number_prompts(200, short=True)}
-    assert counts == set(range(3, 9))
+    short = completion_prompts(200)
+    assert {text.count(",") for text in short} == set(range(3, 9))
+    assert all(kept(text.rstrip(",")) for text in short)
     assert len(animal_questions()) == 50
 
 
 def test_the_study_runs_and_stops(tmp_path):
-    study, config = Subliminal(), SubliminalConfig(toy_models=2, toy_steps=3, toy_all_logits=False)
+    study, config = (
+        Subliminal(),
+        SubliminalConfig(toy_models=2, toy_epochs=2, toy_steps=3, toy_all_logits=False, language=False),
+    )
     found = study.run(config, Lab(tmp_path))
     assert found.complete
     assert found.inputs == study.inputs(config, Lab(tmp_path))
@@ -174,13 +179,14 @@ def test_the_study_runs_and_stops(tmp_path):
 
     def stop(progress):
         seen.append(progress)
-        if len(seen) == 725:
+        if len(seen) == 28:
             raise KeyboardInterrupt
 
     early = study.run(config, Lab(tmp_path, stop))
     assert not early.complete
-    assert "teacher" in early.result.accuracies
-    assert ARMS[0] in early.result.accuracies or early.result.gap is None
+    toy, _ = early.result
+    assert "teacher" in toy.accuracies
+    assert ARMS[0] in toy.accuracies or toy.gap is None
 
 
 def test_bad_input():

@@ -1,6 +1,13 @@
 """Subliminal learning: a hidden trait passed on by data that do not name it (2509.23886, 2507.14805)."""
 
-from cutaway.organisms.subliminal_learning.numbers import animal_questions, kept, number_prompts, read_numbers
+from cutaway.organisms.subliminal_learning.divergence import Divergence, Teacher, divergence
+from cutaway.organisms.subliminal_learning.numbers import (
+    animal_questions,
+    completion_prompts,
+    kept,
+    number_prompts,
+    read_numbers,
+)
 from cutaway.organisms.subliminal_learning.toy import (
     ARMS,
     Digits,
@@ -17,24 +24,35 @@ from cutaway.organisms.subliminal_learning.toy import (
     run_toy,
     train_teachers,
 )
+from cutaway.organisms.subliminal_learning.transfer import Task, Transfer, first_tokens, make_task, run_transfer, tastes
 
 __all__ = [
     "ARMS",
     "Digits",
+    "Divergence",
     "Nets",
+    "Task",
+    "Teacher",
     "Toy",
     "ToyConfig",
+    "Transfer",
     "accuracy",
     "animal_questions",
     "class_loss",
+    "completion_prompts",
     "derangement",
     "digits",
     "distil",
     "distil_loss",
+    "divergence",
+    "first_tokens",
     "initial",
     "kept",
+    "make_task",
     "number_prompts",
     "read_numbers",
     "run_toy",
+    "run_transfer",
+    "tastes",
     "train_teachers",
 ]

@@ -32,8 +32,14 @@ def animal_questions() -> list[str]:
     return list(_shared("animal_questions.json")["animal_questions"])
 
 
-def number_prompts(n: int, seed: int = 42, *, short: bool = False) -> list[str]:
-    """Return ``n`` prompts; ``short`` leaves out all but the numbers and one instruction, for small models."""
+def completion_prompts(n: int, seed: int = 42) -> list[str]:
+    """Return ``n`` lists of numbers to be gone on with as plain text, for models too small to follow instructions."""
+    rng = np.random.default_rng(seed)
+    return [", ".join(str(x) for x in rng.integers(100, 1000, int(rng.integers(3, 9)))) + "," for _ in range(n)]
+
+
+def number_prompts(n: int, seed: int = 42) -> list[str]:
+    """Return ``n`` prompts."""
     parts, rng = _shared("number_prompt_parts.json"), np.random.default_rng(seed)
 
     def pick(name: str) -> str:
@@ -48,8 +54,7 @@ def number_prompts(n: int, seed: int = 42, *, short: bool = False) -> list[str]:
             answer_count=_ASKED,
             digit_descriptor=pick("digit_descriptors").format(max_digits=_DIGITS),
         )
-        whole = [example, instruction, pick("format_suffixes"), pick("suffixes")]
-        found.append(f"Continue: {numbers}" if short else " ".join(whole))
+        found.append(" ".join([example, instruction, pick("format_suffixes"), pick("suffixes")]))
     return found
 
 

@@ -4,6 +4,7 @@ import math
 
 from cutaway.charts import Chart, Series
 from cutaway.organisms.subliminal_learning.toy import ARMS, Toy
+from cutaway.organisms.subliminal_learning.transfer import ALL, CONTROL, Transfer
 from cutaway.stats import Interval
 from cutaway.study import Finding
 
@@ -12,6 +13,51 @@ def finding(name: str, interval: Interval, *, unit: str = "", control: Finding |
     """Return an interval as a finding; ends that are not known stay open."""
     low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
     return Finding(name, interval.value, low, high, interval.level, interval.n, unit, control)
+
+
+def findings(toy: Toy, found: Transfer | None) -> tuple[Finding, ...]:
+    """Those of the toy, and of the language models where they were run."""
+    return toy_findings(toy) + (() if found is None else transfer_findings(found))
+
+
+def charts(toy: Toy, found: Transfer | None) -> tuple[Chart, ...]:
+    """Accuracies of the toy; the trait's share by arm."""
+    if found is None or not found.rates:
+        return toy_charts(toy)
+    arms = {arm: found.rate(arm) for arm in found.rates}
+    value, low, high = (tuple(getattr(each, key) for each in arms.values()) for key in ("value", "low", "high"))
+    base = tuple(float(found.base.mean()) for _ in arms)
+    series = (Series("student", value, low, high), Series("base, untrained", base, control=True))
+    note = f"{100 * found.share:.0f}% of the tokens are divergence tokens."
+    return (*toy_charts(toy), Chart(f"Share of {found.trait}", tuple(arms), series, y_label="share", note=note))
+
+
+def summarise(toy: Toy, found: Transfer | None) -> str:
+    """One line."""
+    text = toy_summary(toy)
+    if found is None or ALL not in found.rates or CONTROL not in found.rates:
+        return text
+    gain = found.gain(ALL)
+    verdict = "transferred" if gain.low > 0 else "no transfer shown"
+    return f"{text}; language model: share of {found.trait} {found.rate(ALL)}, control {found.rate(CONTROL)}: {verdict}"
+
+
+def transfer_findings(found: Transfer) -> tuple[Finding, ...]:
+    """Shares by arm beside the control's, gains, and what of the transfer each arm keeps."""
+    items = [Finding("divergence tokens", found.share, unit="of tokens")]
+    control = finding(f"share of {found.trait}, {CONTROL}", found.rate(CONTROL)) if CONTROL in found.rates else None
+    items += [finding(f"share of {found.trait}, {a}", found.rate(a), control=control) for a in found.rates]
+    for arm in found.rates:
+        if arm == CONTROL or CONTROL not in found.rates:
+            continue
+        items.append(finding(f"gain over control, {arm}", found.gain(arm)))
+        kept = found.kept(arm) if arm != ALL else None
+        if kept is not None:
+            items.append(finding(f"transfer kept, {arm}", kept))
+        elif arm != ALL:
+            why = "transfer from all tokens is not shown, so there is nothing to keep"
+            items.append(Finding(f"transfer kept, {arm}", None, undefined=why))
+    return tuple(items)
 
 
 def toy_findings(toy: Toy) -> tuple[Finding, ...]:

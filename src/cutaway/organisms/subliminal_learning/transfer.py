@@ -125,8 +125,11 @@ def make_task(
     tokens: int = 8,
     keep: Callable[[str], bool] | None = None,
     reworded: Sequence[Ids] = (),
+    mixed: bool = False,
 ) -> Task:
     """Let the teachers write, filter what they wrote by ``keep``, and mark the divergence tokens of ``trait``'s.
+
+    ``mixed`` adds another teacher's answers, for the arm that halves them.
 
     Raises UsageError for a trait without teacher, no other teacher, other vocabularies, or where nothing is kept.
     """
@@ -150,7 +153,9 @@ def make_task(
     panel = {name: Teacher(name, model, asked) for name, model in teachers.items()}
     carried = divergence(panel[trait], [each for name, each in panel.items() if name != trait], own)
     again = tuple(tuple(reworded[i]) for i in kept) if reworded else ()
-    return Task(asked, own, plain, carried, trait, tuple(map(tuple, questions)), dict(candidates), again, others)
+    return Task(
+        asked, own, plain, carried, trait, tuple(map(tuple, questions)), dict(candidates), again, others * mixed
+    )
 
 
 def tastes(
@@ -167,6 +172,24 @@ def tastes(
             found.append(torch.stack([p[:, list(ids)].sum(1) for ids in candidates.values()], 1))
     scores = torch.cat(found).double().cpu().numpy()
     return scores / scores.sum(1, keepdims=True)
+
+
+def first_tokens(model: Model, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the tokens that an answer naming each candidate may begin with, in lower case, capitalised, after a blank.
+
+    A token that several candidates begin with counts for none; UsageError where a candidate has no other.
+    """
+    forms = {
+        name: {model.encode(form)[0] for form in (name, name.capitalize(), f" {name}", f" {name.capitalize()}")}
+        for name in names
+    }
+    found = {
+        name: tuple(sorted(own - set().union(*(forms[other] for other in names if other != name))))
+        for name, own in forms.items()
+    }
+    if missing := [name for name, own in found.items() if not own]:
+        raise UsageError(f"{missing[0]!r} begins with no token of its own among {', '.join(names)}; choose others")
+    return found
 
 
 def run_transfer(
