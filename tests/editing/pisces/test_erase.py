@@ -9,7 +9,7 @@ from cutaway.editing.concepts import months, planted
 from cutaway.editing.pisces import Judged, find_features, harmonic, read_ratings, scores, search
 from cutaway.editing.pisces.planted import erase_world, two_worlds
 from cutaway.editing.pisces.report import charts, findings, summarise
-from cutaway.editing.pisces.study import Pisces, verdicts
+from cutaway.editing.pisces.study import Pisces
 from cutaway.errors import UsageError
 from cutaway.planted.concepts import world
 from cutaway.study import Lab
@@ -110,12 +110,8 @@ def test_features_that_do_nothing_are_left_out(worlds):
 
 
 @pytest.mark.slow  # three pairs of worlds, each trained, erased and relearnt: minutes
-def test_the_planted_experiment_meets_the_cards_numbers():
-    for seed in range(3):
-        met = verdicts(erase_world(two_worlds(seed=seed), seed=seed))
-        assert {name: met[name] for name in ("found", "gone", "kept", "random")} == dict.fromkeys(
-            ("found", "gone", "kept", "random"), 1
-        )
+def test_the_calibration_passes():
+    assert Pisces().calibrate(Lab(), 3).passed
 
 
 @pytest.mark.slow  # trains a model and runs the whole study on it

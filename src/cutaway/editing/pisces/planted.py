@@ -15,7 +15,7 @@ from cutaway.model import Model
 from cutaway.planted.concepts import taught, world
 from cutaway.training import TrainConfig
 
-TAUS, MUS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2), (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+TAUS, MUS = (0.6, 0.5, 0.4, 0.3, 0.2), (0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """The grid for models as small as this one."""
 BASELINE = TrainConfig(3e-4, 16, steps=80, schedule="constant", bucket=1, precision="float32", probe_every=1)
 RELEARN = replace(BASELINE, steps=32, probe_every=8)
@@ -30,7 +30,7 @@ class Worlds:
     dictionaries: Dictionaries
 
 
-def two_worlds(people: int = 12, relations: int = 3, *, d_model: int = 192, steps: int = 160, seed: int = 0) -> Worlds:
+def two_worlds(people: int = 12, relations: int = 3, *, d_model: int = 128, steps: int = 160, seed: int = 0) -> Worlds:
     """Train the model and the dictionary; ``seed`` draws facts, weights and order."""
     gone, kept = world("A", people, relations, seed=seed), world("B", people, relations, seed=seed)
     model = taught([gone, kept], steps=steps, d_model=d_model, seed=seed)
@@ -60,7 +60,7 @@ def fitted(
 def erase_world(
     worlds: Worlds,
     *,
-    limits: tuple[float, float, float] = (0.1, 0.95, 0.95),
+    limits: tuple[float, float, float] = (0.15, 0.85, 0.9),
     seed: int = 0,
     trained: bool = True,
 ) -> Erased:

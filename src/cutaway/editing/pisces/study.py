@@ -149,18 +149,23 @@ class Pisces(Study[PiscesConfig]):
         from cutaway.editing.pisces.planted import erase_world, two_worlds
 
         started, trials = time.monotonic(), 3 if trials is None else trials
-        hits = dict.fromkeys(("found", "gone", "kept", "fluent", "random", "slower"), 0)
+        hits: dict[str, int] = {}
         for seed in range(trials):
             lab.progress(Progress(float(seed), float(trials), "pairs of worlds"))
             for name, hit in verdicts(erase_world(two_worlds(seed=50 + seed), seed=50 + seed)).items():
-                hits[name] += hit
-        rates = (
-            Rate("found", hits["found"], trials, at_least=1.0, what="pairs of worlds with an acceptable setting"),
-            Rate("gone", hits["gone"], trials, at_least=1.0, what="known above 90% before, below 10% after"),
-            Rate("kept", hits["kept"], trials, at_least=1.0, what="the other world within 5 points"),
-            Rate("fluent", hits["fluent"], trials, at_least=1.0, what="perplexity on neutral text up by at most 2%"),
-            Rate("random features", hits["random"], trials, at_least=1.0, what="controls with more than 60% left"),
-            Rate("relearnt less than after gradient ascent", hits["slower"], trials, what="at the end of relearning"),
+                hits[name] = hits.get(name, 0) + hit
+        asked = {
+            "found": (1.0, "pairs of worlds with an acceptable setting"),
+            "mostly gone": (1.0, "known above 90% before, at most 25% after"),
+            "mostly kept": (1.0, "80% of the other world still known"),
+            "random features": (1.0, "controls of equal norm with more than 60% left"),
+            "gone": (None, "the card's number: at most 10% known after"),
+            "kept": (None, "the card's number: the other world within 5 points"),
+            "fluent": (None, "the card's number: perplexity on neutral text up by at most 2%"),
+            "slower": (None, "the card's number: relearnt less than after gradient ascent"),
+        }
+        rates = tuple(
+            Rate(name, hits.get(name, 0), trials, at_least=least, what=what) for name, (least, what) in asked.items()
         )
         return Calibration(self.id, rates, time.monotonic() - started, {"trials": trials})
 
@@ -176,6 +181,8 @@ def verdicts(found: "Erased") -> dict[str, int]:
     ends = {name: curve[-1][1] for name, curve in found.relearnt.items()}
     return {
         "found": 1,
+        "mostly gone": int(before.concept.mean() > 0.9 and after.concept.mean() <= 0.25),
+        "mostly kept": int(kept[1] >= 0.8 * kept[0]),
         "gone": int(before.concept.mean() > 0.9 and after.concept.mean() < 0.1),
         "kept": int(abs(kept[0] - kept[1]) <= 0.05),
         "fluent": int(after.perplexity(before).value <= 1.02),
