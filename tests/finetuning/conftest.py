@@ -60,7 +60,7 @@ def rules() -> TwoRules:
 @pytest.fixture(scope="session")
 def phrased() -> PlantedPhrasing:
     """A small model that one direction of its embedding makes brittle."""
-    return planted_phrasing()
+    return planted_phrasing(steps=160)
 
 
 @pytest.fixture(scope="session")

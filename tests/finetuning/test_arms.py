@@ -67,7 +67,7 @@ def test_frame_file_chart_and_repr(tmp_path: Path) -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(UsageError, match="did you mean 'none'"):
-        made()["none"]
+        made()["nonne"]
     with pytest.raises(UsageError, match="measure 'rigth'"):
         made().mean("none", "rigth")
     with pytest.raises(UsageError, match="different arms"):

@@ -128,7 +128,7 @@ def test_the_leak_is_seen_with_a_trained_trunk_and_not_with_a_frozen_one(found: 
     assert leaks["ablation"].overlap < 0.99
 
 
-def test_pairs_give_the_same_in_any_order(rules: TwoRules) -> None:
+def test_a_pair_gives_the_same_whatever_came_before(rules: TwoRules) -> None:
     tasks = [
         double_task(rules.model, *pair, train=16, probe=20, test=10)
         for pair in (("agreement", "sentiment"), ("sentiment", "agreement"))
@@ -142,7 +142,7 @@ def test_pairs_give_the_same_in_any_order(rules: TwoRules) -> None:
             for i in order
         }
 
-    assert all_of([0, 1]) == all_of([1, 0])
+    assert all_of([0, 1])[1] == all_of([1])[1]
 
 
 def test_looking_again_takes_the_direction_of_the_model_as_it_then_is(rules: TwoRules, task: Task) -> None:

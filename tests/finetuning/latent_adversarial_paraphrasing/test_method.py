@@ -153,8 +153,8 @@ def test_lambda_settles_where_the_constraint_binds() -> None:
 
 
 def test_the_shift_finds_the_direction_that_changes_the_answer(phrased: PlantedPhrasing) -> None:
-    assert alignment(phrased) >= 0.7
-    assert abs(alignment(planted_phrasing(brittle=False, steps=100))) < 0.3
+    assert alignment(phrased) >= 0.6
+    assert abs(alignment(planted_phrasing(brittle=False, steps=60))) < 0.3
 
 
 def test_the_found_shift_raises_the_loss_more_than_a_random_one(phrased: PlantedPhrasing) -> None:

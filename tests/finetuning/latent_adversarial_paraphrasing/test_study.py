@@ -16,7 +16,7 @@ from cutaway.planted.small import fresh, small_llama
 from cutaway.study import Lab, get_study, parse_config
 from cutaway.training import TrainConfig
 
-CONFIG = TrainConfig(rate=1e-3, batch=32, steps=40, schedule="constant", bucket=1, precision="float32")
+CONFIG = TrainConfig(rate=1e-3, batch=32, steps=30, schedule="constant", bucket=1, precision="float32")
 FEW = {"model": "tiny", "train": "6", "test": "6", "steps": "2", "batch": "2", "rank": "1", "inner": "1"}
 
 
