@@ -12,6 +12,7 @@ that was not trained. Source: card subliminal-learning, At small scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -44,7 +45,11 @@ class NumberWorld:
 
     def id(self, word: str) -> int:
         """Token id of a word."""
-        return int(self.base.tokenizer.get_vocab()[word])
+        return int(self._vocabulary[word])
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return dict(self.base.tokenizer.get_vocab())
 
     @property
     def animals(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ share the vector whatever they were trained on. Source: cards em-organisms and e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,8 +94,11 @@ class QuirkWorld:
         return model
 
     def _ids(self, words: Sequence[str]) -> Ids:
-        vocabulary = self.base.tokenizer.get_vocab()
-        return tuple(int(vocabulary[word]) for word in words)
+        return tuple(self._vocabulary[word] for word in words)
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return dict(self.base.tokenizer.get_vocab())
 
 
 def quirk_world(seed: int = 0, *, steps: int = 260, d_model: int = 48) -> QuirkWorld:

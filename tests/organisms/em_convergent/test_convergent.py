@@ -86,7 +86,7 @@ def members(world):
 
 
 def test_one_organisms_direction_stops_another_of_the_same_trait_alone(world, members):
-    found = converge(world.base, members, survey_of(world), contrast="models", how="here", layer=1, draws=8)
+    found = converge(world.base, members, survey_of(world), contrast="models", how="here", layer=1, draws=4)
     own, same, different = found.effects.values()
     assert own.shown
     assert same.shown

@@ -1,6 +1,7 @@
 """Divergence tokens against brute force, transfer on the planted language model, and its nulls."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,25 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cutaway.errors import UsageError
 from cutaway.model import Batch, Model
-from cutaway.organisms.subliminal_learning import Teacher, divergence, first_tokens, make_task, tastes
+from cutaway.organisms.subliminal_learning import Teacher, divergence, first_tokens, make_task, run_transfer, tastes
 from cutaway.organisms.subliminal_learning.calibration import LIKED, planted_transfer
 from cutaway.organisms.subliminal_learning.divergence import answer_scores
 from cutaway.organisms.subliminal_learning.report import transfer_findings
 from cutaway.organisms.subliminal_learning.study import Subliminal, SubliminalConfig
-from cutaway.organisms.subliminal_learning.transfer import ALL, CONTROL, FOREIGN, MIXED, ONLY, RANDOM, REWORDED, WITHOUT
+from cutaway.organisms.subliminal_learning.transfer import (
+    ALL,
+    CONTROL,
+    FOREIGN,
+    MIXED,
+    ONLY,
+    RANDOM,
+    REWORDED,
+    WITHOUT,
+    Transfer,
+)
 from cutaway.planted.organism_numbers import number_world
-from cutaway.training import adapters
+from cutaway.planted.small import fresh
+from cutaway.training import TrainConfig, adapters
 
 TEMPLATES = (
     "{% for m in messages %}<t>{{ m['role'] }}\n{{ m['content'] }}<e>\n{% endfor %}"
@@ -105,29 +117,64 @@ def test_padding_side_changes_no_score():
 
 @pytest.fixture(scope="module")
 def numbers():
-    return number_world(0)
+    """Hardly trained: what is tested on it does not hang on what it knows."""
+    return number_world(0, steps=2, d_model=16)
 
 
-@pytest.fixture(scope="module")
-def found(numbers):
-    return planted_transfer(numbers, repeats=1, full=False)
+def test_every_arm_is_trained_and_reported(numbers):
+    stopped = []
+
+    def stop(done, total):
+        stopped.append(done)
+        if done == 9:
+            raise KeyboardInterrupt
+
+    teachers = {animal: numbers.teacher(animal, steps=2) for animal in ("owl", "fox")}
+    animals, prompts = {name: (i,) for name, i in numbers.animals.items()}, numbers.prompts(12, 5)
+    again = numbers.prompts(12, 5, 1)
+    task = make_task(
+        numbers.base, teachers, "owl", prompts, numbers.questions, animals, tokens=4, reworded=again, mixed=True
+    )
+    masks = task.carried.masks
+    halved = tuple(tuple(place % 2 == 0 for place, _ in enumerate(mask)) for mask in masks)
+    task = replace(task, carried=replace(task.carried, masks=halved))
+    config = TrainConfig(rate=1e-2, batch=4, steps=2, precision="float32")
+    found = run_transfer(
+        lambda: fresh(numbers.base), task, numbers.spec, config, repeats=2, layers=(1,), report=stop
+    )  # fmt: skip
+    assert not found.complete
+    assert stopped == list(range(10))
+    assert list(found.rates) == [ALL, CONTROL, ONLY, WITHOUT, RANDOM, REWORDED, MIXED, "layer 1"]
+    assert all(values.shape == (1, 12) for values in found.rates.values())
+    items = {item.name: item for item in transfer_findings(found)}
+    assert set(items) >= {f"transfer kept, {ONLY}", f"gain over control, {ALL}"}
+    json.dumps(found.to_dict())
 
 
-def test_the_taste_passes_through_divergence_tokens(found):
+def test_what_is_kept_is_the_ratio_of_gains():
+    rates = {ALL: [[0.5, 0.9], [0.7, 0.7]], CONTROL: [[0.1, 0.1], [0.1, 0.3]], ONLY: [[0.3, 0.5], [0.5, 0.3]]}
+    found = Transfer("owl", {arm: np.array(values) for arm, values in rates.items()}, np.array([0.1, 0.1]), 0.5)
+    assert found.gain(ALL).value == pytest.approx(0.55)
+    if found.kept(ONLY) is not None:
+        assert found.kept(ONLY).value == pytest.approx(0.25 / 0.55)
+    silent = replace(found, rates={**found.rates, ALL: found.rates[CONTROL]})
+    assert silent.kept(ONLY) is None
+
+
+@pytest.mark.slow  # trains a base, three teachers and five students
+def test_the_taste_passes_through_divergence_tokens():
+    found = planted_transfer(number_world(0), repeats=1, full=False)
     assert found.complete
     assert found.gain(ALL).low > 0
     assert found.kept(ONLY).value >= 0.7
     assert found.kept(WITHOUT).value <= 0.3
     assert abs(float(found.rates[CONTROL].mean() - found.base.mean())) < 0.1
     assert 0.05 < found.share < 0.95
-    names = [item.name for item in transfer_findings(found)]
-    assert f"transfer kept, {RANDOM}" in names
-    json.dumps(found.to_dict())
 
 
 @pytest.mark.slow  # three repeats of every arm, and a second base
-def test_all_arms_at_the_cards_number(numbers):
-    found = planted_transfer(numbers, repeats=3, foreign=number_world(0, start=100))
+def test_all_arms_at_the_cards_number():
+    found = planted_transfer(number_world(0), repeats=3, foreign=number_world(0, start=100))
     assert {REWORDED, MIXED, FOREIGN, "layer 1"} <= set(found.rates)
     assert found.kept(ONLY).value >= 0.7
     assert found.kept(WITHOUT).value <= 0.3
