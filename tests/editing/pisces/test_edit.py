@@ -8,7 +8,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from cutaway.editing import Feature, applied, load_edit, rewritten, written
 from cutaway.editing.facts import single_tokens
-from cutaway.editing.pisces import candidates, make_edit, random_control, shuffled_control, signs, word_dictionary
+from cutaway.editing.pisces import (
+    candidates,
+    make_edit,
+    random_control,
+    shuffled_control,
+    signs,
+    word_dictionary,
+    word_features,
+)
 from cutaway.errors import CutawayError, UsageError
 from cutaway.features import Provenance, SparseDictionary
 from cutaway.model import Model
@@ -169,6 +177,7 @@ def test_candidates_favour_the_words_whose_directions_they_are(model):
     mine = [each for each in found if each.favours and each.index < 3]
     assert {each.words for each in mine} <= {(word,) for word in WORDS[:3]}
     assert len(mine) >= 2
+    assert set(mine) <= set(word_features({1: own}, WORDS[:3]))
 
 
 def test_bad_input(model):

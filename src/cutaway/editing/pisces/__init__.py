@@ -8,6 +8,7 @@ from cutaway.editing.pisces.method import (
     shuffled_control,
     signs,
     word_dictionary,
+    word_features,
 )
 from cutaway.editing.pisces.search import Judged, Search, harmonic, read_ratings, search
 
@@ -29,4 +30,5 @@ __all__ = [
     "signs",
     "useful",
     "word_dictionary",
+    "word_features",
 ]

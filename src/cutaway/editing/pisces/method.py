@@ -207,3 +207,8 @@ def word_dictionary(
         made.w_enc.copy_(torch.linalg.pinv(atoms).T)
     made.provenance = replace(made.provenance, model=model.name, site=f"mlp_out.{layer}")
     return made.requires_grad_(False)
+
+
+def word_features(dictionaries: Dictionaries, words: Sequence[str]) -> tuple[Feature, ...]:
+    """Return the features of `word_dictionary` that are the words themselves, which need no search."""
+    return tuple(Feature(layer, i, True, (word,)) for layer in sorted(dictionaries) for i, word in enumerate(words))

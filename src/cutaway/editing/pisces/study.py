@@ -24,26 +24,27 @@ class PiscesConfig(StudyConfig):
     dictionaries: str = ""
     """Folder with a dictionary of MLP outputs in each subfolder; empty: directions of words, nothing trained."""
     layers: tuple[int, ...] = ()
-    """Layers edited where no dictionaries are given; empty: the last third."""
+    """Layers edited where no dictionaries are given; empty: the last fifth."""
     top: int = Field(1, ge=1)
     """How many of a feature's most favoured tokens may name the concept."""
     ends: Literal["top", "both"] = "top"
     """Whether features that disfavour the concept are taken too."""
     check: bool = False
     """Leave out features that, edited alone, do nothing or do harm; a pass over all questions for each."""
-    taus: tuple[float, ...] = (0.9, 0.7, 0.5)
+    taus: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)
     """Which rows: those that read a feature by more than this share of the most; searched."""
-    mus: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
-    """How strongly they write against it; searched."""
+    mus: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    """How strongly they write against it, in units of the strongest reading; searched. Dictionaries that were trained
+    take more (the paper: 4 to 50)."""
     most_concept: float = Field(0.2, ge=0, le=1)
     """Share of the concept's accuracy that may be left."""
     least_general: float = Field(0.75, ge=0, le=1)
     """Share of other accuracy that has to be left."""
     least_fluency: float = Field(0.8, ge=0, le=1)
     """Perplexity on neutral text before, over after."""
-    ascent: int = Field(20, ge=0)
+    ascent: int = Field(8, ge=0)
     """Most steps of the baseline, gradient ascent; 0: none."""
-    relearn: int = Field(8, ge=0)
+    relearn: int = Field(6, ge=0)
     """Steps of relearning from facts that are not tested; 0: none."""
     last: int = Field(10, ge=0)
     """Layers, counted from the last, that training touches; 0: all."""
@@ -72,7 +73,8 @@ class Pisces(Study[PiscesConfig]):
     def run(self, config: PiscesConfig, lab: Lab) -> Findings:
         """Search an edit, judge it beside its controls, let every arm relearn; the edit is an artifact."""
         from cutaway.editing.concepts import months
-        from cutaway.editing.pisces.erase import erase, find_features
+        from cutaway.editing.pisces.erase import erase, find_features, useful
+        from cutaway.editing.pisces.method import word_features
         from cutaway.editing.pisces.report import charts, findings, summarise
         from cutaway.editing.weights import copy_of
         from cutaway.training import TrainConfig
@@ -89,14 +91,13 @@ class Pisces(Study[PiscesConfig]):
             model, concept = copy_of(lab.model(config.model, "float32")), months()
             model.hf.requires_grad_(False)
             dictionaries = _dictionaries(config, model, concept.words)
-        features = find_features(
-            model,
-            dictionaries,
-            concept,
-            top=config.top,
-            ends=config.ends,
-            check=config.check or config.model == PLANTED,
-        )
+        if config.dictionaries or config.model == PLANTED:
+            check = config.check or config.model == PLANTED
+            features = find_features(model, dictionaries, concept, top=config.top, ends=config.ends, check=check)
+        else:
+            features = word_features(dictionaries, concept.words)
+            if config.check:
+                features = useful(model, dictionaries, features, concept)
         last = range(model.n_layers - config.last, model.n_layers) if 0 < config.last < model.n_layers else None
         train = TrainConfig(
             config.rate, config.batch, steps=max(1, config.ascent), schedule="constant", probe_every=1, seed=config.seed
@@ -198,7 +199,7 @@ def _dictionaries(config: PiscesConfig, model: "Model", words: tuple[str, ...]) 
     from cutaway.features import load_dictionary
 
     if not config.dictionaries:
-        layers = config.layers or tuple(range(model.n_layers - model.n_layers // 3, model.n_layers))
+        layers = config.layers or tuple(range(model.n_layers - max(1, model.n_layers // 5), model.n_layers))
         tokens = single_tokens(model, words)
         return {layer: word_dictionary(model, layer, tokens, seed=config.seed) for layer in layers}
     folders = sorted(path.parent for path in Path(config.dictionaries).glob("*/dictionary.json"))
