@@ -9,7 +9,7 @@ from cutaway.editing.concepts import months, planted
 from cutaway.editing.pisces import Judged, find_features, harmonic, read_ratings, scores, search
 from cutaway.editing.pisces.planted import erase_world, two_worlds
 from cutaway.editing.pisces.report import charts, findings, summarise
-from cutaway.editing.pisces.study import Pisces
+from cutaway.editing.pisces.study import Pisces, verdicts
 from cutaway.errors import UsageError
 from cutaway.planted.concepts import world
 from cutaway.study import Lab
@@ -85,6 +85,8 @@ def test_the_planted_world_goes_and_the_other_stays(worlds, erased):
     assert others.mean() > 0.7
     assert erased.arms["random features"].concept.mean() > erased.arms["edited"].concept.mean() + 0.25
     assert all(each.words for each in erased.features)
+    met = verdicts(erased)
+    assert met["found"] == met["mostly gone"] == met["random features"] == 1
     again = scores(worlds.model, worlds.concept.test, worlds.concept.neutral)
     assert np.array_equal(again.logp, erased.arms["before"].logp)  # the model itself was not touched
 

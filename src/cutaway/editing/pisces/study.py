@@ -187,7 +187,7 @@ def verdicts(found: "Erased") -> dict[str, int]:
         "gone": int(before.concept.mean() > 0.9 and after.concept.mean() < 0.1),
         "kept": int(abs(kept[0] - kept[1]) <= 0.05),
         "fluent": int(after.perplexity(before).value <= 1.02),
-        "random": int(found.arms["random features"].concept.mean() > 0.6),
+        "random features": int(found.arms["random features"].concept.mean() > 0.6),
         "slower": int("gradient ascent" in ends and ends["edited"] < ends["gradient ascent"]),
     }
 
