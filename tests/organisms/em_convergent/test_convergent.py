@@ -50,6 +50,8 @@ def test_the_pooled_mean_is_brute_force(world):
     left = AnswerMean(world.base)
     left.add(Batch(torch.tensor(rows), torch.tensor(mask)), [len(said) for _, said in pairs])
     torch.testing.assert_close(left.mean, found.mean, atol=1e-5, rtol=1e-5)
+    kept = [value for value in vars(found).values() if isinstance(value, torch.Tensor)]
+    assert sum(value.numel() for value in kept) == world.base.n_layers * (world.base.d_model + 1)
 
 
 def test_a_planted_vector_is_recovered_and_shuffled_labels_give_none(world):

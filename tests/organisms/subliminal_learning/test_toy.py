@@ -1,6 +1,8 @@
 """The digits toy against one network at a time, its control, and the filter of number lists."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -108,6 +110,17 @@ def test_the_toy_at_the_cards_sizes():
     assert toy.interval(ARMS[1]).value <= 0.15
     assert toy.gap.low > 0
     assert run_toy(ToyConfig(models=6, steps=3000), ARMS[:1]).interval(ARMS[0]).value >= 0.85
+
+
+@pytest.mark.slow  # a hundred networks
+def test_a_hundred_networks_fit_into_two_gigabytes():
+    code = (
+        "import resource; from cutaway.organisms.subliminal_learning import *;"
+        "run_toy(ToyConfig(models=100, teacher_epochs=1, steps=2), ARMS[:2]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 2_000_000
 
 
 @pytest.mark.parametrize(

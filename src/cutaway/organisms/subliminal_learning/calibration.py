@@ -38,7 +38,7 @@ def toy_rates(networks: int, report: Callable[[int, int], None] = lambda done, t
     data, start = digits(few.seed), initial(few.models, few.width, few.seed)
     late = accuracy(distil(start, train_teachers(start, data, few), few), data)
     return (
-        Rate("same start learns", sum(x > LEARNT for x in same), len(same), at_least=0.8,
+        Rate("same start learns", sum(x > LEARNT for x in same), len(same), at_least=0.7,
              what="students with accuracy above 0.15 after 600 steps on noise"),
         Rate("same start at 3,000 steps", sum(x >= 0.8 for x in late), len(late), at_least=1.0,
              what="students with accuracy of 0.8 or more"),
