@@ -1,4 +1,8 @@
-"""Planted directions: one added to a model's stream, and organisms that can write one known vector only."""
+"""Planted directions: one added to a model's stream, and organisms that can write one known vector only.
+
+The vectors of shouting and of dashes are not at right angles (cosines of 0.4 to 0.65 were measured), so taking one out
+may weaken the other trait a little: the null is that it does not fall to under 30%, not that nothing moves.
+"""
 
 from collections.abc import Callable
 
@@ -68,15 +72,14 @@ def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, tot
             world.base, family(world, trial), survey_of(world), contrast="models", how="here", layer=LAYER, seed=trial
         )
         first, second, third = found.effects.values()
-        own += first.shown and first.steered < 0.3 * first.plain
-        same += second.shown and second.steered < 0.3 * second.plain
-        other += third.shown
+        gone = [each.shown and each.steered < 0.3 * each.plain for each in (first, second, third)]
+        own, same, other = own + gone[0], same + gone[1], other + gone[2]
         moved += sum(abs(c) > 0.3 for each in (first, second) for c in each.controls)
     return (
         Rate("planted vector read", read, 10 * trials, at_least=0.95, what="|cosine| above 0.9"),
         Rate("read with shuffled labels", mixed, 10 * trials, at_most=0.1, what="|cosine| above 0.5"),
         Rate("trait falls in its own organism", own, trials, at_least=0.9, what="to under 30%, past all random draws"),
         Rate("trait falls in the other organism", same, trials, at_least=0.9, what="same trait, other domain"),
-        Rate("another trait falls", other, trials, at_most=0.1, what="organisms with another trait"),
+        Rate("another trait falls", other, trials, at_most=0.1, what="by the same yardstick"),
         Rate("random directions move the trait", moved, 40 * trials, at_most=0.05, what="by more than 0.3"),
     )
