@@ -187,9 +187,7 @@ def compare(
         recovery=interval(_recovery, kept),
         distance=interval(lambda x: float((x[:, 3] - x[:, 1]).mean()), kept),
         accuracy=interval(lambda x: float((x[:, 1] - x[:, 0]).mean()), right),
-        controls=tuple(
-            _recovery(np.array([[0.0, deployment.rate.value, cue.rate.value, each.rate.value]])) for each in controls
-        ),
+        controls=tuple(_of_control(table, each) for each in controls),
     )
 
 
@@ -238,6 +236,14 @@ def _measured(name: str, texts: Sequence[Sequence[str]], check: Check | None) ->
 def _shares(found: Measured) -> list[float]:
     rows = [[value for value in row if not np.isnan(value)] for row in found.behaved]
     return [float(np.mean(row)) if row else float("nan") for row in rows]
+
+
+def _of_control(table: np.ndarray, control: Measured) -> float:
+    """A control's recovery on the tasks it was run on, the first ones."""
+    shares = np.array(_shares(control))
+    own = np.column_stack([table[: len(shares), :3], shares])
+    own = own[~np.isnan(own).any(1)]
+    return _recovery(own) if len(own) else float("nan")
 
 
 def _recovery(x: np.ndarray) -> float:

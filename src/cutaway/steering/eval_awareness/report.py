@@ -41,8 +41,6 @@ def _recovery(found: Recovery) -> list[Finding]:
     else:
         why = f"the cue's override has the interval [{found.override.low:.2f}, {found.override.high:.2f}]"
         items.append(Finding("recovery", None, undefined=f"{why}: there is nothing clear to recover from"))
-        if control is not None:
-            items.append(control)
     items.append(_of("distance to deployment, steered with the cue", found.distance))
     items.append(_of("tasks done, steered less not", found.accuracy))
     return items
@@ -84,11 +82,11 @@ def charts(
         deployed = 100 * found["deployed"].rate.value
         series = (
             Series("testing, steered", tuple(100 * rates[scale] for scale in scales)),
-            Series("deployed", (deployed,) * len(scales), control=True),
+            Series("deployed, held-out contexts", (deployed,) * len(scales), control=True),
         )
         note = "Contexts of testing without the cue; the strength nearest to deployment is taken."
         out.append(Chart("How the strength was chosen", scales, series, "times the vector", "%", note, log_x=True))
-    if recovery is not None and recovery.controls and math.isfinite(recovery.recovery.value):
+    if recovery is not None and recovery.controls and recovery.override.low > 0:
         ordered = sorted((each for each in recovery.controls if math.isfinite(each)), reverse=True)
         names = ("the vector", *(f"random {place + 1}" for place in range(len(ordered))))
         values = (100 * recovery.recovery.value, *(100 * each for each in ordered))
