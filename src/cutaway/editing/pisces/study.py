@@ -67,7 +67,9 @@ class Pisces(Study[PiscesConfig]):
     id = "pisces"
     title = "Erase a concept by rewriting the MLP rows that write it"
     paper = "Gur-Arieh, Suslik, Hong, Barez, Geva 2025, arXiv:2505.22586"
-    status = "search, controls of equal norm, gradient-ascent baseline, relearning; calibrated on two invented worlds"
+    status = (
+        "search, controls of equal norm, gradient ascent beside it; calibration short: 2 of 3 pairs of worlds meet it"
+    )
     Config = PiscesConfig
 
     def run(self, config: PiscesConfig, lab: Lab) -> Findings:
