@@ -169,6 +169,16 @@ def test_fingerprint_follows_the_weights(saved: Path) -> None:
     assert model.fingerprint == before
 
 
+def test_fingerprint_follows_a_fused_optimiser(saved: Path) -> None:
+    model = load_model(saved, dtype="float32")
+    before = model.fingerprint
+    weights = [weight.requires_grad_() for weight in model.hf.parameters()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+    assert model.fingerprint != before
+
+
 def test_model_without_a_template_or_tokenizer(saved: Path, llama: Model) -> None:
     model = load_model(saved)
     model.tokenizer.chat_template = None

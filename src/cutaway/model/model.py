@@ -62,7 +62,7 @@ class Model:
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.vocab_size: int = config.vocab_size
         self.n_ctx: int = config.max_position_embeddings
-        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._fingerprint: tuple[tuple[tuple[Any, ...], ...], str] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +87,7 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 over the state dict: names, dtypes, shapes, bytes. Computed again once a weight changed."""
         state = self.hf.state_dict(keep_vars=True)
-        stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
+        stamp = tuple(_stamp(tensor) for tensor in state.values())
         if self._fingerprint is None or self._fingerprint[0] != stamp:
             self._fingerprint = (stamp, hash_state(state))
         return self._fingerprint[1]
@@ -198,6 +198,12 @@ class Model:
         if self.tokenizer is None:
             raise UsageError(f"model {self.name!r} has no tokenizer; pass token ids")
         return self.tokenizer
+
+
+def _stamp(tensor: Tensor) -> tuple[Any, ...]:
+    # A fused optimiser writes without counting versions, so one entry is looked at as well.
+    middle = tensor.detach().reshape(-1)[tensor.numel() // 2].item() if tensor.numel() else None
+    return tensor.data_ptr(), tensor._version, middle
 
 
 def hash_state(state: dict[str, Tensor]) -> str:
