@@ -13,7 +13,7 @@ from cutaway.errors import UsageError
 from cutaway.model import Batch, Model
 from cutaway.organisms.subliminal_learning import Teacher, divergence, first_tokens, make_task, run_transfer, tastes
 from cutaway.organisms.subliminal_learning.calibration import LIKED, planted_transfer
-from cutaway.organisms.subliminal_learning.divergence import answer_scores
+from cutaway.organisms.subliminal_learning.carriers import answer_scores
 from cutaway.organisms.subliminal_learning.report import transfer_findings
 from cutaway.organisms.subliminal_learning.study import Subliminal, SubliminalConfig
 from cutaway.organisms.subliminal_learning.transfer import (

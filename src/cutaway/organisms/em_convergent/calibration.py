@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cutaway.model import Add
-from cutaway.organisms.em_convergent.directions import answer_mean
+from cutaway.organisms.em_convergent.contrast import answer_mean
 from cutaway.organisms.em_convergent.method import Member, converge
 from cutaway.organisms.quirks import Survey
 from cutaway.planted.organism_quirk import DOMAINS, LAYER, QuirkWorld, quirk_world

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.organisms.em_convergent.directions import (
+from cutaway.organisms.em_convergent.contrast import (
     How,
     Pairs,
     ablations,

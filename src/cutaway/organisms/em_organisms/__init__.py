@@ -1,8 +1,13 @@
 """Organisms with harmless quirks: narrow training, broad trait, and when in training it sets in (2506.11613)."""
 
-from cutaway.organisms.em_organisms.judge import Misalignment, judge_score, misalignment
-from cutaway.organisms.em_organisms.method import Lesson, Onset, Spread, onset, spread, switched, trajectory
-from cutaway.organisms.em_organisms.transition import Transition, compression, find_transition, local_cosine, plane
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.organisms.em_organisms.judge import Misalignment, judge_score, misalignment
+    from cutaway.organisms.em_organisms.method import Lesson, Onset, Spread, onset, spread, switched, trajectory
+    from cutaway.organisms.em_organisms.transition import Transition, compression, find_transition, local_cosine, plane
 
 __all__ = [
     "Lesson",
@@ -21,3 +26,5 @@ __all__ = [
     "switched",
     "trajectory",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from cutaway.errors import UsageError, nearest
 from cutaway.model import Model
-from cutaway.organisms.subliminal_learning.divergence import Divergence, Ids, Teacher, check_vocabulary, divergence
+from cutaway.organisms.subliminal_learning.carriers import Divergence, Ids, Teacher, check_vocabulary, divergence
 from cutaway.sampling import Settings
 from cutaway.stats import Interval, bootstrap, mean_interval, paired_difference
 from cutaway.steering import draw_answers
