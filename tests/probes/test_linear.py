@@ -9,7 +9,7 @@ import torch
 from cutaway.errors import CutawayError, UsageError
 from cutaway.planted import linear_direction
 from cutaway.probes import LinearProbe, activations, fit_probe, load_probe
-from cutaway.probes.activations import running
+from cutaway.probes.pooled import running
 
 
 @pytest.fixture(scope="module")

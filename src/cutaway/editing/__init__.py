@@ -1,7 +1,12 @@
 """Take knowledge out of a model, and test whether it is gone."""
 
-from cutaway.editing.rows import Edit, Feature, RowEdit, applied, load_edit, rewritten
-from cutaway.editing.weights import Neurons, copy_of, driving, masks, prune, written
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.editing.rows import Edit, Feature, RowEdit, applied, load_edit, rewritten
+    from cutaway.editing.weights import Neurons, copy_of, driving, masks, prune, written
 
 __all__ = [
     "Edit",
@@ -17,3 +22,5 @@ __all__ = [
     "rewritten",
     "written",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.errors import CutawayError, UsageError, nearest
-from cutaway.probes.activations import Pooling
+from cutaway.probes.pooled import Pooling
 
 Family = Literal["logistic", "mean difference"]
 SCHEMA = 1
@@ -74,7 +74,7 @@ class LinearProbe:
 
     def running(self, activations: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Return the score of the text up to each token, as a monitor sees it while the text is written."""
-        from cutaway.probes.activations import running
+        from cutaway.probes.pooled import running
 
         if self.pooling == "max":
             return self.scores(running(activations, "max"))

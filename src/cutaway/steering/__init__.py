@@ -1,18 +1,23 @@
 """Steering: vectors, gradients and ablations applied to a model as edits, with controls of equal push."""
 
-from cutaway.steering.ablation import ablation, random_ablations
-from cutaway.steering.effects import (
-    Effect,
-    answer_nll,
-    draw_answers,
-    effect,
-    fluency,
-    holm,
-    rate,
-    relative_change,
-    repetition,
-)
-from cutaway.steering.vectors import Vectors, difference_of_means, load_vectors, states
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.steering.ablations import ablation, random_ablations
+    from cutaway.steering.effects import (
+        Effect,
+        answer_nll,
+        draw_answers,
+        effect,
+        fluency,
+        holm,
+        rate,
+        relative_change,
+        repetition,
+    )
+    from cutaway.steering.vectors import Vectors, difference_of_means, load_vectors, states
 
 __all__ = [
     "Effect",
@@ -31,3 +36,5 @@ __all__ = [
     "repetition",
     "states",
 ]
+
+__getattr__ = on_demand(__name__)

@@ -10,7 +10,7 @@ from cutaway.errors import UsageError
 from cutaway.features import SparseDictionary
 from cutaway.model import Batch
 from cutaway.planted import null_model
-from cutaway.probes.activations import activations
+from cutaway.probes.pooled import activations
 from cutaway.probes.sae_answerability import Item, celebrity_items, equation_items, measure, qnli_items, render
 from cutaway.probes.sae_answerability.calibration import leaks
 from cutaway.probes.sae_answerability.data import TEMPLATES

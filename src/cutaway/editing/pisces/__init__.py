@@ -1,16 +1,21 @@
 """Erase a concept from the weights by rewriting the MLP rows that write its features."""
 
-from cutaway.editing.pisces.erase import Erased, Scores, erase, find_features, scores, useful
-from cutaway.editing.pisces.method import (
-    candidates,
-    make_edit,
-    random_control,
-    shuffled_control,
-    signs,
-    word_dictionary,
-    word_features,
-)
-from cutaway.editing.pisces.search import Judged, Search, harmonic, read_ratings, search
+from typing import TYPE_CHECKING
+
+from cutaway.lazy import on_demand
+
+if TYPE_CHECKING:
+    from cutaway.editing.pisces.erasing import Erased, Scores, erase, find_features, scores, useful
+    from cutaway.editing.pisces.method import (
+        candidates,
+        make_edit,
+        random_control,
+        shuffled_control,
+        signs,
+        word_dictionary,
+        word_features,
+    )
+    from cutaway.editing.pisces.searching import Judged, Search, harmonic, read_ratings, search
 
 __all__ = [
     "Erased",
@@ -32,3 +37,5 @@ __all__ = [
     "word_dictionary",
     "word_features",
 ]
+
+__getattr__ = on_demand(__name__)

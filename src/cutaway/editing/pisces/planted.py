@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cutaway.editing.concepts import Concept, planted
-from cutaway.editing.pisces.erase import Erased, erase, find_features
+from cutaway.editing.pisces.erasing import Erased, erase, find_features
 from cutaway.editing.pisces.method import Dictionaries
 from cutaway.features import Provenance, SparseDictionary, train_dictionary
 from cutaway.features import TrainConfig as DictionaryConfig

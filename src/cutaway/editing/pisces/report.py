@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from cutaway.charts import Chart, Series
-from cutaway.editing.pisces.erase import Erased
+from cutaway.editing.pisces.erasing import Erased
 from cutaway.stats import Interval
 from cutaway.study import Finding
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from cutaway.study import Calibration, Findings, Lab, Progress, Rate, Study, StudyConfig, study
 
 if TYPE_CHECKING:
-    from cutaway.editing.pisces.erase import Erased
+    from cutaway.editing.pisces.erasing import Erased
     from cutaway.editing.pisces.method import Dictionaries
     from cutaway.model import Model
 
@@ -75,7 +75,7 @@ class Pisces(Study[PiscesConfig]):
     def run(self, config: PiscesConfig, lab: Lab) -> Findings:
         """Search an edit, judge it beside its controls, let every arm relearn; the edit is an artifact."""
         from cutaway.editing.concepts import months
-        from cutaway.editing.pisces.erase import erase, find_features, useful
+        from cutaway.editing.pisces.erasing import erase, find_features, useful
         from cutaway.editing.pisces.method import word_features
         from cutaway.editing.pisces.report import charts, findings, summarise
         from cutaway.editing.weights import copy_of

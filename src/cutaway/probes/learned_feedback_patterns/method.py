@@ -28,8 +28,8 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.features import Dictionary
 from cutaway.model import Model, Patch
-from cutaway.probes.activations import activations
 from cutaway.probes.learned_feedback_patterns.lexicon import Values, check_rewards, paired, tau, tau_gain, tau_interval
+from cutaway.probes.pooled import activations
 from cutaway.stats import Interval
 
 PENALTIES = tuple(float(each) for each in np.logspace(-2, 4, 13))

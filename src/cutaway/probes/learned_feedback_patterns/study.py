@@ -200,9 +200,9 @@ def _codes_and_ablation(
 
     from cutaway.errors import UsageError
     from cutaway.features import TrainConfig, train_dictionary
-    from cutaway.probes.activations import activations
     from cutaway.probes.learned_feedback_patterns.data import READ_TEMPLATES, TRAIN_TEMPLATES
     from cutaway.probes.learned_feedback_patterns.method import ablate, read_out, reward_latents
+    from cutaway.probes.pooled import activations
 
     site = config.sites[0]
     texts = [template.format(word) for template in TRAIN_TEMPLATES for word in lexicon.reward]
@@ -230,8 +230,8 @@ def _pairs(
     """AUROC of better texts by cross-fitted probes, pairs kept whole, and by words alone."""
     import numpy as np
 
-    from cutaway.probes.activations import activations
     from cutaway.probes.learned_feedback_patterns.data import pair_texts
+    from cutaway.probes.pooled import activations
     from cutaway.probes.scoring import auroc
     from cutaway.probes.selection import grouped_folds
     from cutaway.probes.shortcuts import word_scores

@@ -23,7 +23,7 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.features import Dictionary, Provenance, SparseDictionary, TrainConfig, train_dictionary
 from cutaway.model import Model
-from cutaway.probes.activations import activations
+from cutaway.probes.pooled import activations
 from cutaway.probes.sae_answerability.data import TEMPLATES, Item, render, texts_of
 from cutaway.probes.scoring import auroc
 from cutaway.probes.selection import Nested, nested, screen, strongest

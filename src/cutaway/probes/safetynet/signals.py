@@ -21,7 +21,7 @@ from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.model.capture import stream_attention
 from cutaway.model.pattern import Meeting
-from cutaway.probes.activations import Pooling, activations, buckets
+from cutaway.probes.pooled import Pooling, activations, buckets
 
 Rows = Sequence[Sequence[int]]
 TOKENS = 4096

@@ -21,7 +21,7 @@ from cutaway.planted.polynomial import (
     polynomial_data,
     polynomial_model,
 )
-from cutaway.probes.activations import activations
+from cutaway.probes.pooled import activations
 from cutaway.probes.scoring import area_gains
 from cutaway.probes.tpc.cascade import run_cascade, tune
 from cutaway.probes.tpc.method import Labelled, Recipe, f1, fit_polynomial

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from cutaway.charts import Chart, Heat, Series
-from cutaway.probes.tpc.compare import Comparison, Point
+from cutaway.probes.tpc.comparison import Comparison, Point
 from cutaway.stats import Interval
 from cutaway.study import Finding
 

@@ -65,7 +65,7 @@ class Tpc(Study[TpcConfig]):
 
     def run(self, config: TpcConfig, lab: Lab) -> Findings:
         """Read the prompts, choose settings, train and measure; activations are kept for the next run."""
-        from cutaway.probes.tpc.compare import compare
+        from cutaway.probes.tpc.comparison import compare
         from cutaway.probes.tpc.method import search
         from cutaway.probes.tpc.report import charts, findings, summarise
 
@@ -131,7 +131,7 @@ def _activations(
 ) -> "tuple[Labelled, Labelled, Labelled]":
     import torch
 
-    from cutaway.probes.activations import activations
+    from cutaway.probes.pooled import activations
     from cutaway.probes.tpc.method import Labelled
 
     pooled = activations(

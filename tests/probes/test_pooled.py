@@ -10,7 +10,7 @@ from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Model
 from cutaway.planted import null_model
 from cutaway.probes import activations, running
-from cutaway.probes.activations import buckets, token_rows
+from cutaway.probes.pooled import buckets, token_rows
 
 SITES = ["resid_post.0", "resid_post.1", "z.0"]
 POOLS = ["mean", "last", "max", "tokens"]

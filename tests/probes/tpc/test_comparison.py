@@ -13,7 +13,7 @@ from cutaway.probes.scoring import alarm_threshold, area_gains, auroc
 from cutaway.probes.shortcuts import length_scores, word_scores
 from cutaway.probes.tpc import Labelled, Recipe, compare, fit_early_exit, fit_linear, fit_mlp
 from cutaway.probes.tpc.calibration import from_data
-from cutaway.probes.tpc.compare import difference
+from cutaway.probes.tpc.comparison import difference
 from cutaway.probes.tpc.method import f1
 from cutaway.probes.tpc.report import charts, findings, summarise
 from cutaway.stats import bootstrap

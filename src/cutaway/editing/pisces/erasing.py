@@ -26,7 +26,7 @@ from cutaway.editing.pisces.method import (
     shuffled_control,
     signs,
 )
-from cutaway.editing.pisces.search import MUS, TAUS, Judged, Search, search
+from cutaway.editing.pisces.searching import MUS, TAUS, Judged, Search, search
 from cutaway.editing.rows import Edit, Feature, applied, rewritten
 from cutaway.errors import UsageError
 from cutaway.model import Model
