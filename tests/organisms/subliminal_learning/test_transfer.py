@@ -157,6 +157,14 @@ def test_what_is_kept_is_the_ratio_of_gains():
     assert found.gain(ALL).value == pytest.approx(0.55)
     if found.kept(ONLY) is not None:
         assert found.kept(ONLY).value == pytest.approx(0.25 / 0.55)
+    one = replace(found, rates={arm: values[:1] for arm, values in found.rates.items()})
+    assert not one.shown
+    assert "one student" in {item.name: item for item in transfer_findings(one)}[f"transfer kept, {ONLY}"].undefined
+    many = {ALL: 0.5 + 0.01 * np.arange(15).reshape(3, 5), CONTROL: np.full((3, 5), 0.2), ONLY: np.full((3, 5), 0.4)}
+    wide = replace(found, rates=many, base=np.full(5, 0.2))
+    assert wide.shown
+    turned = {**many, ALL: np.array([[0.9] * 5, [0.1] * 5, [0.25] * 5])}
+    assert not replace(wide, rates=turned).shown
     silent = replace(found, rates={**found.rates, ALL: found.rates[CONTROL]})
     assert silent.kept(ONLY) is None
 
@@ -193,7 +201,7 @@ def test_a_run_of_the_study(lab, tmp_path, monkeypatch):
     monkeypatch.setattr("cutaway.organisms.subliminal_learning.numbers.kept", lambda *_, **__: True)
     config = SubliminalConfig(
         toy_models=2, toy_epochs=1, toy_steps=2, toy_all_logits=False, model=str(tmp_path / "tiny"), prompts=3,
-        tokens=3, taught=2, teacher_steps=1, steps=1, batch=2, rank=1, trait="owl", others=("cat",),
+        tokens=3, taught=2, repeats=1, teacher_steps=1, steps=1, batch=2, rank=1, trait="owl", others=("cat",),
     )  # fmt: skip
     try:
         found = Subliminal().run(config, lab)

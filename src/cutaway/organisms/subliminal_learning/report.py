@@ -37,8 +37,8 @@ def summarise(toy: Toy, found: Transfer | None) -> str:
     text = toy_summary(toy)
     if found is None or ALL not in found.rates or CONTROL not in found.rates:
         return text
-    gain = found.gain(ALL)
-    verdict = "transferred" if gain.low > 0 else "no transfer shown"
+    verdict = "transferred" if found.shown else "no transfer shown"
+    verdict += " (one student an arm cannot show it)" * (len(found.rates[ALL]) < 2)
     return f"{text}; language model: share of {found.trait} {found.rate(ALL)}, control {found.rate(CONTROL)}: {verdict}"
 
 
@@ -51,11 +51,12 @@ def transfer_findings(found: Transfer) -> tuple[Finding, ...]:
         if arm == CONTROL or CONTROL not in found.rates:
             continue
         items.append(finding(f"gain over control, {arm}", found.gain(arm)))
-        kept = found.kept(arm) if arm != ALL else None
+        kept = found.kept(arm) if arm != ALL and found.shown else None
         if kept is not None:
             items.append(finding(f"transfer kept, {arm}", kept))
         elif arm != ALL:
-            why = "transfer from all tokens is not shown, so there is nothing to keep"
+            few = "; one student an arm cannot show it, ask for more repeats" * (len(found.rates[ALL]) < 2)
+            why = f"transfer from all tokens is not shown, so there is nothing to keep{few}"
             items.append(Finding(f"transfer kept, {arm}", None, undefined=why))
     return tuple(items)
 

@@ -50,8 +50,8 @@ class SubliminalConfig(StudyConfig):
     """Of the adapters, on all linear modules."""
     layers: tuple[int, ...] = ()
     """Layers for students with an adapter in that layer alone."""
-    repeats: int = Field(1, ge=1)
-    """Students in each arm."""
+    repeats: int = Field(3, ge=1)
+    """Students in each arm; one cannot show a transfer."""
     seed: int = Field(0, ge=0)
     """Of everything drawn."""
 

@@ -94,6 +94,17 @@ class Transfer:
             own.ravel(), control.ravel(), clusters=np.tile(np.arange(own.shape[1]), own.shape[0])
         )  # fmt: skip
 
+    @property
+    def shown(self) -> bool:
+        """Whether full transfer holds over questions *and* over students; one student an arm cannot tell.
+
+        Two students differ for other reasons too, and questions agree on which of two is ahead.
+        """
+        if ALL not in self.rates or CONTROL not in self.rates or len(self.rates[ALL]) < 2:
+            return False
+        students = paired_difference(self.rates[ALL].mean(1), self.rates[CONTROL].mean(1))
+        return self.gain(ALL).low > 0 and students.low > 0
+
     def kept(self, arm: str) -> Interval | None:
         """Share of the full transfer that this arm keeps; None where full transfer is not shown."""
         if CONTROL not in self.rates or ALL not in self.rates or not self.gain(ALL).low > 0:
