@@ -73,8 +73,7 @@ class Arms:
         n = self.items.get(measure)
         if n is None:
             return found
-        hits = [round(self.mean(name, measure) * n) for name in (a, b)]
-        return _union(found, newcombe(hits[0], n, hits[1], n, level), n, -1.0)
+        return apart(found, self.mean(a, measure), self.mean(b, measure), n)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row an arm, repeat and measure."""
@@ -121,6 +120,14 @@ class Arms:
     def _widened(self, found: Interval, name: str, measure: str, level: float) -> Interval:
         n = self.items.get(measure)
         return found if n is None else _union(found, wilson(round(found.value * n), n, level), n, 0.0)
+
+
+def apart(found: Interval, a: float, b: float, n: int) -> Interval:
+    """Return the interval of the difference of two shares of ``n`` items, no narrower than Newcombe's.
+
+    Items that all agree, or change alike, say little about other items; a paired interval is then too narrow.
+    """
+    return _union(found, newcombe(round(a * n), n, round(b * n), n, found.level), n, -1.0)
 
 
 def _union(first: Interval, second: Interval, n: int, least: float) -> Interval:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cutaway.errors import UsageError
+from cutaway.finetuning.arms import Arms
 from cutaway.finetuning.latent_adversarial_paraphrasing.calibration import RHO, all_rates, small_wordings
 from cutaway.finetuning.latent_adversarial_paraphrasing.data import TRAINING, WORDINGS, phrasings, wordings
 from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import FOUND, PLAIN, RANDOM, Comparison, compare
@@ -54,6 +56,14 @@ def test_the_gain_is_the_difference_over_queries(found: Comparison) -> None:
     assert found.gain().value == pytest.approx(by_hand.mean())
     assert found.gain().n == len(by_hand) == 40
     assert found.arms.mean(PLAIN, "average") == pytest.approx(scores[PLAIN].mean())
+
+
+def test_six_queries_that_did_not_change_say_little_about_others() -> None:
+    same = {name: np.zeros((6, 3)) for name in (PLAIN, FOUND)}
+    gain = Comparison(Arms(()), (), (), (same,)).gain()
+    assert gain.value == 0
+    assert gain.low < -0.3
+    assert gain.high > 0.3
 
 
 def test_run_gives_every_arm_with_its_control_and_charts(lab: Lab) -> None:

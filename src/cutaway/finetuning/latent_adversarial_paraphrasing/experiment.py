@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import UsageError
-from cutaway.finetuning.arms import Arms, gather
+from cutaway.finetuning.arms import Arms, apart, gather
 from cutaway.finetuning.exact import Item, item_data, score
 from cutaway.finetuning.latent_adversarial_paraphrasing.method import Climb, Paraphrase
 from cutaway.finetuning.latent_adversarial_paraphrasing.worst import Consistency
@@ -50,9 +50,10 @@ class Comparison:
         """Return the paired difference over queries, repeats of a query in one cluster."""
         from cutaway.stats import paired_difference
 
-        sides = [[Consistency(run[name]).each(measure) for run in self.scores] for name in (arm, over)]
-        queries = np.tile(np.arange(len(sides[0][0])), len(self.scores))
-        return paired_difference(np.concatenate(sides[0]), np.concatenate(sides[1]), clusters=queries)
+        a, b = (np.concatenate([Consistency(run[name]).each(measure) for run in self.scores]) for name in (arm, over))
+        n = len(a) // len(self.scores)
+        paired = paired_difference(a, b, clusters=np.tile(np.arange(n), len(self.scores)))
+        return apart(paired, float(a.mean()), float(b.mean()), n)
 
     def climb_gain(self) -> Any:
         """Return how much more the found shift raises the loss than a random one of its size, over batches."""
