@@ -10,6 +10,8 @@ from cutaway.stats.intervals import (
     mean_interval,
     newcombe,
     paired_difference,
+    share_difference,
+    share_interval,
     wilson,
 )
 
@@ -106,3 +108,25 @@ def test_bad_input_is_refused():
         paired_difference([1.0], [1.0, 2.0])
     with pytest.raises(UsageError, match="negative"):
         mcnemar(-1, 2)
+
+
+def test_shares_that_all_agree_are_no_surer_than_their_number() -> None:
+    found = share_interval([1.0] * 6)
+    assert (found.value, found.high, found.n) == (1.0, 1.0, 6)
+    assert found.low == pytest.approx(wilson(6, 6).low)
+    assert share_interval([0.9, 0.8, 1.0, 0.2]).high == 1.0
+    clustered = share_interval([1.0, 1.0, 0.0, 0.0], clusters=["a", "a", "b", "b"])
+    assert (clustered.low, clustered.high, clustered.n) == (0.0, 1.0, 2)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        share_interval([2.0, 3.0])
+
+
+def test_a_difference_of_shares_is_no_surer_than_newcombe() -> None:
+    none = share_difference([0.0] * 6, [0.0] * 6)
+    apart = newcombe(0, 6, 0, 6)
+    assert (none.value, none.low, none.high) == (0.0, apart.low, apart.high)
+    rng = np.random.default_rng(0)
+    a, b = rng.random(40), rng.random(40)
+    wide, plain = share_difference(a, b), paired_difference(a, b)
+    assert wide.value == plain.value
+    assert wide.low <= plain.low < plain.high <= wide.high

@@ -6,7 +6,7 @@ narrower than Wilson's for one repeat's items, since repeats that agree say noth
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from cutaway.charts import Chart, Series
 from cutaway.errors import UsageError, nearest
-from cutaway.stats import Interval, mean_interval, newcombe, paired_difference, wilson
+from cutaway.stats import Interval, covering, mean_interval, newcombe, paired_difference, wilson
 from cutaway.study import Finding
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class Arms:
         n = self.items.get(measure)
         if n is None:
             return found
-        return apart(found, self.mean(a, measure), self.mean(b, measure), n)
+        hits = [round(self.mean(name, measure) * n) for name in (a, b)]
+        return replace(covering(found, newcombe(hits[0], n, hits[1], n, level), -1.0, 1.0), n=n)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row an arm, repeat and measure."""
@@ -119,22 +120,9 @@ class Arms:
 
     def _widened(self, found: Interval, name: str, measure: str, level: float) -> Interval:
         n = self.items.get(measure)
-        return found if n is None else _union(found, wilson(round(found.value * n), n, level), n, 0.0)
-
-
-def apart(found: Interval, a: float, b: float, n: int) -> Interval:
-    """Return the interval of the difference of two shares of ``n`` items, no narrower than Newcombe's.
-
-    Items that all agree, or change alike, say little about other items; a paired interval is then too narrow.
-    """
-    return _union(found, newcombe(round(a * n), n, round(b * n), n, found.level), n, -1.0)
-
-
-def _union(first: Interval, second: Interval, n: int, least: float) -> Interval:
-    """Return the smallest interval that holds both and the value, within ``least`` and 1."""
-    low = float(np.nanmin([first.low, second.low, first.value]))
-    high = float(np.nanmax([first.high, second.high, first.value]))
-    return Interval(first.value, max(low, least), min(high, 1.0), n, first.level)
+        if n is None:
+            return found
+        return replace(covering(found, wilson(round(found.value * n), n, level), 0.0, 1.0), n=n)
 
 
 def gather(runs: Sequence[Mapping[str, Mapping[str, float]]], controls: Sequence[str] = ()) -> tuple[Arm, ...]:

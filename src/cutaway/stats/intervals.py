@@ -96,6 +96,32 @@ def paired_difference(a: Values, b: Values, level: float = 0.95, clusters: Value
     return mean_interval(x - y, level, clusters)
 
 
+def share_interval(values: Values, level: float = 0.95, clusters: Values | None = None) -> Interval:
+    """Mean of numbers between 0 and 1, as `mean_interval` but inside 0 and 1 and no narrower than Wilson's.
+
+    Items that all agree have no spread, and yet a handful of them says little about other items. ``n`` counts values,
+    or clusters where they are given.
+    """
+    found = mean_interval(values, level, clusters)
+    if not 0 <= found.value <= 1:
+        raise UsageError(f"the mean is {found.value:g}: shares lie between 0 and 1")
+    return covering(found, wilson(round(found.value * found.n), found.n, level), 0.0, 1.0)
+
+
+def share_difference(a: Values, b: Values, level: float = 0.95, clusters: Values | None = None) -> Interval:
+    """Mean of ``a[i] - b[i]`` for numbers between 0 and 1, as `paired_difference` but no narrower than Newcombe's."""
+    found = paired_difference(a, b, level, clusters)
+    hits = [round(float(_numbers(side).mean()) * found.n) for side in (a, b)]
+    return covering(found, newcombe(hits[0], found.n, hits[1], found.n, level), -1.0, 1.0)
+
+
+def covering(found: Interval, other: Interval, least: float, most: float) -> Interval:
+    """``found``, widened to hold the known ends of ``other`` as well, inside ``least`` and ``most``."""
+    low = float(np.nanmin([found.low, other.low, found.value]))
+    high = float(np.nanmax([found.high, other.high, found.value]))
+    return Interval(found.value, max(low, least), min(high, most), found.n, found.level)
+
+
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p-value that discordant pairs split evenly: ``b`` first only, ``c`` second only.
 

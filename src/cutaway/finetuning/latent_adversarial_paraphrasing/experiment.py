@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import UsageError
-from cutaway.finetuning.arms import Arms, apart, gather
+from cutaway.finetuning.arms import Arms, gather
 from cutaway.finetuning.exact import Item, item_data, score
 from cutaway.finetuning.latent_adversarial_paraphrasing.method import Climb, Paraphrase
 from cutaway.finetuning.latent_adversarial_paraphrasing.worst import Consistency
@@ -48,12 +48,10 @@ class Comparison:
 
     def gain(self, arm: str = FOUND, over: str = PLAIN, measure: str = "worst") -> Any:
         """Return the paired difference over queries, repeats of a query in one cluster."""
-        from cutaway.stats import paired_difference
+        from cutaway.stats import share_difference
 
         a, b = (np.concatenate([Consistency(run[name]).each(measure) for run in self.scores]) for name in (arm, over))
-        n = len(a) // len(self.scores)
-        paired = paired_difference(a, b, clusters=np.tile(np.arange(n), len(self.scores)))
-        return apart(paired, float(a.mean()), float(b.mean()), n)
+        return share_difference(a, b, clusters=np.tile(np.arange(len(a) // len(self.scores)), len(self.scores)))
 
     def climb_gain(self) -> Any:
         """Return how much more the found shift raises the loss than a random one of its size, over batches."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from cutaway.errors import UsageError
 from cutaway.model import Add, Edit, Model
 from cutaway.sampling import Rollout, Settings
-from cutaway.stats import Interval, mean_interval, paired_difference
+from cutaway.stats import Interval, paired_difference, share_interval
 from cutaway.steering.effects import (
     Effect,
     answer_nll,
@@ -197,7 +197,7 @@ def interference(
         after = steer(targets)
         moved = held.probabilities(after).double().numpy()
         changes.append([paired_difference(moved[:, j], before[:, j], clusters=owners) for j in range(len(labels))])
-        shares.append(mean_interval(success(held, plain, after, targets).astype(float), clusters=owners))
+        shares.append(share_interval(success(held, plain, after, targets).astype(float), clusters=owners))
     k, pairs = len(labels), asked[len(labels) :]
     own = [[changes[k + i][labels.index(label)] for label in pair] for i, pair in enumerate(pairs)]
     adjusted = holm([max(map(_p_rise, both)) for both in own])

@@ -144,4 +144,4 @@ def _finding(name: str, interval: Interval, control: Finding | None = None) -> F
 
 def _percent(interval: Interval) -> str:
     value, low, high = (100 * end for end in (interval.value, interval.low, interval.high))
-    return f"{value:+.0f}% [{low:+.0f}, {high:+.0f}]"
+    return f"{value:+.0f}%" + (f" [{low:+.0f}, {high:+.0f}]" if math.isfinite(low + high) else " (no interval)")

@@ -150,7 +150,7 @@ class _Bench:
 
     def fit(self) -> None:
         """Fit the classifier, the vectors and the held-out classifier; each classifier on the other topics."""
-        from cutaway.stats import mean_interval
+        from cutaway.stats import share_interval
         from cutaway.steering.k_steering.classifier import Recipe, fit_classifier, fit_vectors
 
         config = self.config
@@ -168,7 +168,7 @@ class _Bench:
         for name, (fitted, at, rows) in named.items():
             kept = [i for i in rows if bool(y[i].any())]
             right = (fitted.logits(at[kept]).argmax(-1) == y[kept].long().argmax(-1)).float()
-            self.accuracies[name] = mean_interval(right.tolist(), clusters=[groups[i] for i in kept])
+            self.accuracies[name] = share_interval(right.tolist(), clusters=[groups[i] for i in kept])
 
     def cross(self) -> "Interference":
         """Steer to every label and pair of labels; score by the held-out classifier."""
