@@ -96,7 +96,7 @@ def test_equal_utility_is_decided_on_validation_items() -> None:
         point("passive", "0.99", 0.9, 0.7, -1.0),
         point("merging", "0.5", 0.88, 0.9),
     )
-    made = Tradeoff((point("before", "0", 0, 1),), points, (), (10, 10))
+    made = Tradeoff((point("before", "0", 0.0, 1.0),), points, (), (10, 10))
     assert [getattr(made.matched(0, way), "knob", None) for way in ("plain", "passive", "merging", "anchored")] == [
         *("0.5", "0.99", None, None)
     ]
