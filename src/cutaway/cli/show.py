@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -142,7 +143,7 @@ def show_study(study: Study[Any], last: "RunRecord | None", as_json: bool) -> No
     for name, each in about["settings"].items():
         default = _value(each["default"]) if "default" in each else "(needed)"
         choices = f" One of {', '.join(map(str, each['enum']))}." if "enum" in each else ""
-        _row(table, name, default, each.get("description", "") + choices)
+        _row(table, name, default, each.get("description", "").replace("``", "") + choices)
     console.print(table)
     console.print(Text(f"\ncutaway run {study.id} --set setting=value"))
     return None
@@ -174,10 +175,12 @@ def show_runs(found: "Sequence[RunRecord]", as_json: bool) -> None:
     """The latest runs."""
     if as_json:
         return _json([run.to_dict() for run in found])
-    table = _table("run", "study", "started", "state", "seconds", "summary")
+    console = Console()
     for run in found:
-        _row(table, run.id, run.study, run.started[:19], run.state, f"{run.seconds:.0f}", run.summary)
-    Console().print(table)
+        started = run.started[:16].replace("T", " ")
+        head = f"{run.id}  {started}  {run.state:<8}  {run.seconds:>6.0f} s  {run.study}"
+        console.print(Text(head, no_wrap=True, overflow="ellipsis"))
+        console.print(Padding(Text(run.summary), (0, 0, 0, len(run.id) + 2)))
     return None
 
 
