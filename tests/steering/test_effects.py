@@ -130,3 +130,11 @@ def test_bad_input(llama: Model, texts: list[list[int]]) -> None:
         effect("x", [1.0, 2.0], [1.0, 2.0], [[1.0, 2.0, 3.0]])
     with pytest.raises(UsageError, match="or none at all"):
         effect("x", [1.0, 2.0], [1.0, 2.0], [[np.nan, np.nan]])
+
+
+def test_a_rate_that_moved_alike_everywhere_is_no_surer_than_its_number() -> None:
+    found = effect("quirk", [1.0] * 5, [0.0] * 5)
+    assert found.change.value == -1
+    assert found.change.high > -0.6
+    words = effect("words", [12.0] * 5, [10.0] * 5)
+    assert (words.change.low, words.change.high) == (-2, -2)

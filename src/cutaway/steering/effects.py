@@ -23,7 +23,7 @@ from jaxtyping import Float
 from cutaway.errors import UsageError
 from cutaway.model import Edit, Model
 from cutaway.sampling import BranchTree, LocalEngine, Request, Rollout, Settings, sample
-from cutaway.stats import Interval, bootstrap, clopper_pearson, mean_interval, paired_difference
+from cutaway.stats import Interval, bootstrap, clopper_pearson, mean_interval, paired_difference, share_difference
 
 _ROWS = 8
 """Answers whose likelihood is read in one forward."""
@@ -111,11 +111,14 @@ def effect(
 ) -> Effect:
     """Pair a measure by prompt. A control has NaN at prompts it was not run on.
 
+    Where both sides are all 0 or 1, the change is one of shares (`share_difference`).
+
     Raises UsageError where the sides are of unequal number, or a control was run nowhere.
     """
     before, after = np.asarray(plain, float), np.asarray(steered, float)
     labels = np.arange(len(before)) if clusters is None else np.asarray(clusters)
-    change = paired_difference(after, before, clusters=labels)
+    shares = all(np.isin(side, (0, 1)).all() for side in (before, after))
+    change = (share_difference if shares else paired_difference)(after, before, clusters=labels)
     moved, gaps, owners = [], list[np.ndarray](), list[np.ndarray]()
     for control in controls:
         values = np.asarray(control, float)

@@ -30,7 +30,7 @@ from cutaway.editing.pisces.searching import MUS, TAUS, Judged, Search, search
 from cutaway.editing.rows import Edit, Feature, applied, rewritten
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.stats import Interval, clopper_pearson, mean_interval, paired_difference
+from cutaway.stats import Interval, clopper_pearson, mean_interval, share_difference
 from cutaway.training import TrainConfig
 
 
@@ -62,7 +62,7 @@ class Scores:
 
     def change(self, before: "Scores", name: str) -> Interval:
         """Return the mean paired difference to ``before``, over facts."""
-        return paired_difference(getattr(self, name), getattr(before, name))
+        return share_difference(getattr(self, name), getattr(before, name))
 
     def perplexity(self, before: "Scores") -> Interval:
         """Return perplexity on neutral text, over before; paired over texts."""
