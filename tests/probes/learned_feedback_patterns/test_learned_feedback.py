@@ -29,6 +29,7 @@ from cutaway.probes.learned_feedback_patterns.data import here, pair_texts, pref
 from cutaway.probes.learned_feedback_patterns.judge import Choice, likelihood_judge
 from cutaway.probes.learned_feedback_patterns.lexicon import check_rewards, misaligned, overlap_of, sign_accuracy
 from cutaway.probes.learned_feedback_patterns.method import check_pair
+from cutaway.probes.learned_feedback_patterns.report import list_findings
 from cutaway.probes.learned_feedback_patterns.study import FeedbackConfig, LearnedFeedback
 from cutaway.study import Lab
 
@@ -247,3 +248,11 @@ def test_bad_input(planted, tmp_path):
     ]:
         with pytest.raises(UsageError, match=match):
             call()
+
+
+def test_an_empty_list_has_no_precision():
+    found = list_findings((), ("a", "b"))
+    assert [item.value for item in found] == [None, 0.0, 0.0]
+    assert "no word is listed" in found[0].undefined
+    assert [item.n for item in found[1:]] == [2, 2]
+    assert [item.value for item in list_findings(("a",), ())] == [0.0, None, None]

@@ -58,12 +58,22 @@ def findings(found: Outcome) -> tuple[Finding, ...]:
         if words:
             base = _finding("base model", sign_accuracy(best.base.estimates, truth, words))
             items.append(_finding(name, sign_accuracy(best.tuned.estimates, truth, words), base))
-    names = ("precision", "recall", "F1")
-    for name, value in zip(names, overlap_of(found.misaligned, lexicon.flipped), strict=True):
-        items.append(Finding(f"{name} of the list of misaligned words", value, n=len(found.misaligned)))
+    items += list_findings(found.misaligned, lexicon.flipped)
     for name, area in found.pairs.items():
         items.append(_finding(f"AUROC of preferred texts, {name}", area))
     return (*items, *_ablation(found.ablation), *_judge(found.judge))
+
+
+def list_findings(words: Sequence[str], true: Sequence[str]) -> list[Finding]:
+    """How well the list names the flipped words; what an empty list or an unflipped lexicon leaves open is said."""
+    values = zip(("precision", "recall", "F1"), overlap_of(words, true), (words, true, true), strict=True)
+    reasons = {"precision": "no word is listed", "recall": "no word is flipped", "F1": "no word is flipped"}
+    return [
+        Finding(f"{name} of the list of misaligned words", value, n=len(over))
+        if over
+        else Finding(f"{name} of the list of misaligned words", None, undefined=reasons[name])
+        for name, value, over in values
+    ]
 
 
 def summarise(found: Outcome) -> str:
