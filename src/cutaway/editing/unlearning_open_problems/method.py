@@ -42,7 +42,7 @@ from cutaway.editing.unlearning_open_problems.checks import (
     traces,
 )
 from cutaway.model import Model
-from cutaway.stats import Interval, mean_interval, paired_difference
+from cutaway.stats import Interval, paired_difference, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ class Row:
 
     def mean(self, model: str) -> Interval:
         """Return the mean over facts with its interval."""
-        return mean_interval(self.scores[model])
+        return share_interval(self.scores[model])
 
 
 @dataclass(frozen=True, eq=False)
