@@ -28,7 +28,9 @@ BENCHMARKS = (
     "index",
     "endpoint",
     "training",
+    "finetuning",
     "probes",
+    "steering",
     "estimator",
     "replay_published",
 )
