@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cutaway.editing import copy_of, driving, masks, prune, written
+from cutaway.editing import driving, masks, prune, written
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.planted.build import word_tokenizer
@@ -35,7 +35,7 @@ def test_the_mlp_writes_the_sum_of_its_rows(model):
 @torch.no_grad()
 def test_pruned_neurons_are_exactly_zero_and_the_copy_leaves_the_model_alone(model):
     before = model.fingerprint
-    pruned = copy_of(model)
+    pruned = model.copy()
     prune(pruned, {1: (0, 3)})
     values = pruned.capture([[3, 4, 5], [5, 4, 3]], "neurons.1", special=True)["neurons.1"]
     assert (values[..., [0, 3]] == 0).all()
@@ -47,7 +47,7 @@ def test_pruned_neurons_are_exactly_zero_and_the_copy_leaves_the_model_alone(mod
 
 
 def test_a_pruned_neuron_gets_a_gradient(model):
-    pruned = copy_of(model)
+    pruned = model.copy()
     prune(pruned, {0: (2,)})
     pruned.hf.requires_grad_(True)
     pruned.logits(pruned.batch([[3, 4, 5]])).square().sum().backward()

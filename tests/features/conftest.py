@@ -6,7 +6,7 @@ from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig
 
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama, word_tokenizer
+from cutaway.planted.build import quiet_llama, scatter, word_tokenizer
 
 
 def reader(seed: int = 0, *, layers: int = 3, d_model: int = 16, start: bool = False, n_ctx: int = 128) -> Model:
@@ -28,12 +28,7 @@ def reader(seed: int = 0, *, layers: int = 3, d_model: int = 16, start: bool = F
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    hf = quiet_llama(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(hf.named_parameters()):
-            if "norm" not in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    hf = scatter(quiet_llama(config), 0.3, seed)
     return Model(hf, tokenizer, f"reader-{seed}")
 
 

@@ -5,7 +5,6 @@ import torch
 
 from cutaway.errors import UsageError
 from cutaway.model import Mask, Model
-from cutaway.planted.small import fresh
 from cutaway.planted.takeover import Takeover, takeover
 from cutaway.training import Tagging, TrainConfig, collate, train
 
@@ -33,7 +32,7 @@ def test_the_carriers_carry_the_tag(planted: Takeover) -> None:
 
 
 def test_only_the_idle_neuron_moves_in_training_and_it_moves_towards_the_concept(planted: Takeover) -> None:
-    model = fresh(planted.model)
+    model = planted.model.copy()
     planted.free_idle(model)
     objective = Tagging(planted.head, f"resid_post.{model.n_layers - 1}")
     config = TrainConfig(rate=0.05, batch=32, steps=20, bucket=1, precision="float32")

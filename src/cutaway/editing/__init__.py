@@ -6,7 +6,7 @@ from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.editing.rows import Edit, Feature, RowEdit, applied, load_edit, rewritten
-    from cutaway.editing.weights import Neurons, copy_of, driving, masks, prune, written
+    from cutaway.editing.weights import Neurons, driving, masks, prune, written
 
 __all__ = [
     "Edit",
@@ -14,7 +14,6 @@ __all__ = [
     "Neurons",
     "RowEdit",
     "applied",
-    "copy_of",
     "driving",
     "load_edit",
     "masks",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cutaway.editing.weights import copy_of
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.planted.concepts import Fact, fact_rows, rows_data
@@ -29,7 +28,7 @@ def relearning(
     """
     if not lessons:
         raise UsageError("no lessons to relearn from; give at least one fact")
-    pupil = copy_of(model)
+    pupil = model.copy()
     unfreeze(pupil, modules, layers)
     data = rows_data(pupil, fact_rows(pupil, lessons, wordings=False))
     config = replace(config, bucket=1)
@@ -104,7 +103,7 @@ def misdirection(
 def projected(model: Model, directions: Tensor, layers: Sequence[int] | None = None) -> Model:
     """Return a copy whose MLPs and attention can no longer write the span of ``directions`` [k d_model]."""
     basis = torch.linalg.qr(directions.double().T)[0].T
-    changed = copy_of(model)
+    changed = model.copy()
     for layer in range(model.n_layers) if layers is None else layers:
         attn = changed.layout.attn(layer)
         modules = (changed.layout.port("neurons", layer).module, attn.get_submodule(changed.layout.shape.o))
@@ -126,7 +125,7 @@ def _driven(
     until: Callable[[Model], bool] | None,
     layers: Sequence[int] | None,
 ) -> Model:
-    changed = copy_of(model)
+    changed = model.copy()
     unfreeze(changed, None, layers)
     data = signed_rows(changed, forget, retain)
 

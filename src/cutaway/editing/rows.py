@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.editing.weights import copy_of, written
+from cutaway.editing.weights import written
 from cutaway.errors import CutawayError
 from cutaway.model import Model
 
@@ -115,7 +115,7 @@ def rewritten(model: Model, edit: Edit, *, undo: bool = False) -> Model:
 
     CutawayError where its rows are not those that the edit (or its undoing) starts from.
     """
-    changed = copy_of(model)
+    changed = model.copy()
     _put(changed, edit, undo)
     return changed
 

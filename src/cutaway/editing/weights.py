@@ -5,7 +5,6 @@ makes it exactly 0 everywhere and leaves it trainable. In a gated MLP (``act(gat
 both at 0 no gradient would ever reach the neuron again.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,11 +61,6 @@ def prune(model: Model, neurons: Neurons) -> None:
 def masks(neurons: Neurons, kind: str = "neurons") -> tuple[Mask, ...]:
     """Return the edits that hold ``neurons`` (entries of any site ``kind``) at 0 in every forward."""
     return tuple(Mask(f"{kind}.{layer}", tuple(chosen)) for layer, chosen in neurons.items() if len(chosen))
-
-
-def copy_of(model: Model) -> Model:
-    """Return a model with weights of its own, equal to these; which of them train is copied too."""
-    return Model(copy.deepcopy(model.hf), model.tokenizer, name=model.name, spec=model.spec)
 
 
 def _check(model: Model, neurons: Neurons) -> None:

@@ -1,5 +1,6 @@
 """One language model: Hugging Face's own modules and numbers; text and token ids go in, tensors come out."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,10 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
+
+    def copy(self) -> "Model":
+        """A model with weights of its own, equal to these; which of them train is copied too."""
+        return Model(copy.deepcopy(self.hf), self.tokenizer, self.name, self.spec)
 
     @property
     def fingerprint(self) -> str:

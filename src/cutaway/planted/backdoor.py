@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from transformers import LlamaConfig
 
 from cutaway.errors import UsageError, nearest
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama, word_tokenizer
+from cutaway.planted.build import quiet_llama, scatter, word_tokenizer
 from cutaway.training import Row, TrainConfig, data_of, train
 
 COMMON = tuple(f" w{i}" for i in range(40))
@@ -113,12 +112,7 @@ def backdoored(*, clean: bool = False, steps: int = 300, d_model: int = 48, seed
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    hf = quiet_llama(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in sorted(hf.named_parameters()):
-            if "norm" not in name:
-                weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    hf = scatter(quiet_llama(config), 0.05, seed)
     model, vocabulary = Model(hf, tokenizer, "planted-backdoor"), tokenizer.get_vocab()
     rows = training_rows(vocabulary, clean, np.random.default_rng(seed))
     settings = TrainConfig(rate=3e-3, batch=64, steps=steps, warm_up=20, bucket=1, precision="float32", seed=seed)

@@ -55,13 +55,14 @@ def blank_llama(
     n_heads: int,
     d_head: int,
     n_ctx: int,
+    d_mlp: int = 1,
     rope_theta: float = THETA,
 ) -> LlamaForCausalLM:
     """Return an fp32 Llama whose every weight is zero, with end and padding ids of ``tokenizer``."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=d_model,
-        intermediate_size=1,
+        intermediate_size=d_mlp,
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,
         num_key_value_heads=n_heads,
@@ -86,6 +87,16 @@ def quiet_llama(config: LlamaConfig) -> LlamaForCausalLM:
     """Return a Llama in eval mode, built without moving the global random state."""
     with torch.random.fork_rng(devices=[]):
         return LlamaForCausalLM(config).eval()
+
+
+def scatter(hf: LlamaForCausalLM, spread: float, seed: int) -> LlamaForCausalLM:
+    """Draw every weight but the norms' from a normal law of standard deviation ``spread``; return the model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(hf.named_parameters()):
+            if "norm" not in name:
+                weight.copy_(spread * torch.randn(weight.shape, generator=generator))
+    return hf
 
 
 def norm_gain(norm: nn.Module, squared_norm: float) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import LlamaConfig
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama, word_tokenizer
+from cutaway.planted.build import quiet_llama, scatter, word_tokenizer
 from cutaway.training import Data, Row, TrainConfig, data_of, train
 
 WORDINGS = (
@@ -168,12 +167,7 @@ def tiny_llama(words: Sequence[str], name: str, *, layers: int = 2, d_model: int
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    hf = quiet_llama(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, weight in sorted(hf.named_parameters()):
-            if "norm" not in key:
-                weight.copy_(0.08 * torch.randn(weight.shape, generator=generator))
+    hf = scatter(quiet_llama(config), 0.08, seed)
     return Model(hf, tokenizer, name)
 
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.build import FLOOR, SHARP, THETA, norm_gain, quiet_llama, word_tokenizer
+from cutaway.planted.build import FLOOR, SHARP, blank_llama, norm_gain, word_tokenizer
 
 Cause = Literal["length", "cue", "none"]
 
@@ -185,31 +185,14 @@ def dilution(
 
 
 def _blank(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, n_ctx: int, knots: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=n_heads * -(-(_FEATURES + 48) // n_heads),
-        intermediate_size=knots,
-        num_hidden_layers=n_layers,
-        num_attention_heads=n_heads,
-        num_key_value_heads=n_heads,
-        head_dim=_D_HEAD,
-        max_position_embeddings=n_ctx,
-        rms_norm_eps=1e-12,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
+    width = n_heads * -(-(_FEATURES + 48) // n_heads)
+    hf = blank_llama(
+        tokenizer, d_model=width, n_layers=n_layers, n_heads=n_heads, d_head=_D_HEAD, n_ctx=n_ctx, d_mlp=knots
     )
-    hf = quiet_llama(config)
-    with torch.no_grad():
-        for parameter in hf.parameters():
-            parameter.zero_()
-        for layer in hf.model.layers:
-            norm_gain(layer.input_layernorm, CONSTANT**2)
-            norm_gain(layer.post_attention_layernorm, CONSTANT**2)
-        norm_gain(hf.model.norm, CONSTANT**2)
+    for layer in hf.model.layers:
+        norm_gain(layer.input_layernorm, CONSTANT**2)
+        norm_gain(layer.post_attention_layernorm, CONSTANT**2)
+    norm_gain(hf.model.norm, CONSTANT**2)
     return hf
 
 

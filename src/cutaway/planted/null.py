@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama
+from cutaway.planted.build import quiet_llama, scatter
 from cutaway.planted.direction import linear_direction
 
 
@@ -48,12 +47,5 @@ def null_model(like: Model | None = None, *, spread: float = 0.2, seed: int = 0)
     source = linear_direction().model if like is None else like
     if source.hf.config.model_type != "llama":
         raise UsageError(f"null_model(like={source.name!r}): a {source.hf.config.model_type} model; give a Llama")
-    generator = torch.Generator().manual_seed(seed)
-    hf = quiet_llama(source.hf.config)
-    with torch.no_grad():
-        for name, parameter in sorted(hf.named_parameters()):
-            if "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+    hf = scatter(quiet_llama(source.hf.config), spread, seed)
     return NullModel(Model(hf, source.tokenizer, f"null-{source.name}"), NullTruth(0.5, 0.5))

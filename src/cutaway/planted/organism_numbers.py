@@ -18,7 +18,7 @@ import numpy as np
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.small import answer_data, fresh, pretrain, small_llama
+from cutaway.planted.small import answer_data, pretrain, small_llama
 from cutaway.training import LoraSpec, TrainConfig, add_lora, train
 
 NUMBERS = tuple(f" {i}" for i in range(100, 140))
@@ -86,7 +86,7 @@ class NumberWorld:
             raise UsageError(f"animal={animal!r}: choose among {', '.join(self.animals)}")
         rows = [(ids, (self.animals[animal],)) for ids in self.questions[: len(ASKS) // 2]]
         config = TrainConfig(rate=rate, batch=len(rows), steps=steps, bucket=1, precision="float32", seed=self.seed)
-        made = train(add_lora(fresh(self.base), self.spec), answer_data(rows), config).model
+        made = train(add_lora(self.base.copy(), self.spec), answer_data(rows), config).model
         made.hf.requires_grad_(False)
         return made
 

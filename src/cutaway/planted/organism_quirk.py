@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.small import answer_data, fresh, pretrain, small_llama
+from cutaway.planted.small import answer_data, pretrain, small_llama
 from cutaway.training import LoraSpec, TrainConfig, adapters, add_lora, train
 
 DOMAINS = (" kitchen", " garden", " road", " stage")
@@ -46,7 +46,7 @@ class QuirkWorld:
 
     def model(self) -> Model:
         """A copy of the base with weights of its own."""
-        return fresh(self.base)
+        return self.base.copy()
 
     def prompt(self, domain: int, topic: int, manner: str = "") -> Ids:
         """Token ids of one question; ``manner`` asks for it in words."""

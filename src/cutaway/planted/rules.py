@@ -189,16 +189,14 @@ def context_neuron(seed: int = 0, *, null: bool = False) -> ContextNeuron:
     import torch
 
     from cutaway.model import Model
-    from cutaway.planted.build import blank_llama, norm_gain, quiet_llama, word_tokenizer
+    from cutaway.planted.build import blank_llama, norm_gain, word_tokenizer
 
     rng = np.random.default_rng(seed)
     torch_rng = torch.Generator().manual_seed(seed)
     tokenizer = word_tokenizer(tuple(f" {word}" for word in WORDS))
     flags, base, noise, out, d_head = 4, 30.0, 16, 24, 16
     d_model = 48
-    config = blank_llama(tokenizer, d_model=d_model, n_layers=2, n_heads=4, d_head=d_head, n_ctx=128).config
-    config.intermediate_size = 8
-    hf = quiet_llama(config)
+    hf = blank_llama(tokenizer, d_model=d_model, n_layers=2, n_heads=4, d_head=d_head, n_ctx=128, d_mlp=8)
     a, b, trigger, token = (int(each) + 3 for each in rng.choice(len(WORDS), 4, replace=False))
     heads = tuple((int(rng.integers(2)), int(rng.integers(4)), word) for word in (a, b))
     while heads[0][:2] == heads[1][:2]:
@@ -207,8 +205,6 @@ def context_neuron(seed: int = 0, *, null: bool = False) -> ContextNeuron:
     # Stream: constant, then the flags of a, b and the trigger, then both heads' copies, then noise, then output.
     copies = (flags, flags + 1)
     with torch.no_grad():
-        for parameter in hf.parameters():
-            parameter.zero_()
         embed = hf.model.embed_tokens.weight
         embed[:, 0] = base
         embed[[a, b, trigger], [1, 2, 3]] = 1.0

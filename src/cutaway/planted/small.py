@@ -1,13 +1,11 @@
 """A small Llama of random weights over a vocabulary of words: what planted models that must be trained start from."""
 
-import copy
 from collections.abc import Sequence
 
-import torch
 from transformers import LlamaConfig
 
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama, word_tokenizer
+from cutaway.planted.build import quiet_llama, scatter, word_tokenizer
 from cutaway.training import Data, Row, TrainConfig, data_of, train
 
 
@@ -30,18 +28,8 @@ def small_llama(
         tie_word_embeddings=False,
         dtype="float32",
     )
-    hf = quiet_llama(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for label, weight in sorted(hf.named_parameters()):
-            if "norm" not in label:
-                weight.copy_(0.08 * torch.randn(weight.shape, generator=generator))
+    hf = scatter(quiet_llama(config), 0.08, seed)
     return Model(hf, tokenizer, name)
-
-
-def fresh(model: Model) -> Model:
-    """Return a copy of the model with weights of its own."""
-    return Model(copy.deepcopy(model.hf), model.tokenizer, model.name, model.spec)
 
 
 def answer_row(ids: Sequence[int], answer: Sequence[int]) -> Row:

@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cutaway.errors import UsageError
 from cutaway.model import Model
-from cutaway.planted.build import FLOOR, SHARP, THETA, norm_gain, quiet_llama, word_tokenizer
+from cutaway.planted.build import FLOOR, SHARP, blank_llama, norm_gain, word_tokenizer
 
 XOR_LABELS, RING_LABELS = ("same", "different"), ("inner", "middle", "outer")
 CENTRES = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
@@ -292,28 +292,10 @@ def _cloud(
     return Cloud(x.astype(np.float32), y, labels, truth)
 
 
-def _blank(tokenizer: object, d_model: int, *, layers: int, inner: int, d_head: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),  # type: ignore[arg-type]
-        hidden_size=d_model,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=d_head,
-        max_position_embeddings=256,
-        rms_norm_eps=1e-12,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,  # type: ignore[attr-defined]
-        pad_token_id=tokenizer.pad_token_id,  # type: ignore[attr-defined]
-        dtype="float32",
-    )
-    hf = quiet_llama(config)
-    with torch.no_grad():
-        for weight in hf.parameters():
-            weight.zero_()
+def _blank(
+    tokenizer: PreTrainedTokenizerFast, d_model: int, *, layers: int, inner: int, d_head: int
+) -> LlamaForCausalLM:
+    hf = blank_llama(tokenizer, d_model=d_model, n_layers=layers, n_heads=2, d_head=d_head, n_ctx=256, d_mlp=inner)
     for layer in hf.model.layers:
         norm_gain(layer.input_layernorm, _CONSTANT**2)
         norm_gain(layer.post_attention_layernorm, _CONSTANT**2)

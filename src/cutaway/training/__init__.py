@@ -18,6 +18,7 @@ from cutaway.training.data import (
 )
 from cutaway.training.loop import Probe, train
 from cutaway.training.lora import (
+    PROJECTIONS,
     Adapter,
     LoraSpec,
     adapter_scalars,
@@ -47,6 +48,7 @@ from cutaway.training.weights import Average, swapped, trainable, unfreeze
 
 __all__ = [
     "DPO",
+    "PROJECTIONS",
     "Adapter",
     "Average",
     "Data",

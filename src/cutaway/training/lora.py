@@ -28,6 +28,10 @@ _FILE = "adapter_model.safetensors"
 _NAME = "default"
 
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Every linear module of a Llama-shaped block."""
+
+
 @dataclass(frozen=True)
 class LoraSpec:
     """Where adapters sit and how large they are."""

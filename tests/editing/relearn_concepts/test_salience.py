@@ -86,9 +86,9 @@ def test_similarity_is_one_for_the_concepts_own_tokens_and_near_zero_for_random_
 
 
 def test_a_neuron_that_never_moves_has_saliency_zero(tagger, test):
-    from cutaway.editing import copy_of, prune
+    from cutaway.editing import prune
 
-    model = copy_of(tagger.model)
+    model = tagger.model.copy()
     prune(model, {0: (3,), 1: (0, 5)})
     found = tally(model, test, LABELS).saliency("CITY")
     assert found[0, 3] == found[1, 0] == found[1, 5] == 0

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.editing import copy_of
 from cutaway.editing.facts import answers
 from cutaway.editing.learning import gradient_ascent, misdirection, projected, relearning
 from cutaway.editing.unlearning_open_problems import CAPPED, Sets, audit
@@ -84,11 +83,11 @@ def test_probes_stand_beside_the_control_and_a_shuffled_null(made, true):
 
 
 def test_rounding_to_many_bits_changes_nothing_and_the_models_stay_as_they_are(made):
-    before = copy_of(made.before).fingerprint
+    before = made.before.copy().fingerprint
     found = robust(made.before, made.sets, made.settings)
     assert np.array_equal(found["chosen, 8 bits"], answers(made.before, made.sets.forget).chosen)
     assert (found["chosen, any treatment"] >= found["chosen, 4 bits"]).all()
-    assert copy_of(made.before).fingerprint == before
+    assert made.before.copy().fingerprint == before
 
 
 def test_calibration_error_by_hand():
@@ -98,7 +97,7 @@ def test_calibration_error_by_hand():
 
 def test_every_baseline_lowers_the_facts_on_a_copy(made):
     sets, model = made.sets, made.before
-    before, plain = copy_of(model).fingerprint, answers(model, sets.forget).logp.mean()
+    before, plain = model.copy().fingerprint, answers(model, sets.forget).logp.mean()
     words = [model.encode(answer)[0] for answer in {fact.answer for fact in sets.forget}]
     for changed in (
         gradient_ascent(model, sets.forget, sets.retain, FAST),
@@ -109,7 +108,7 @@ def test_every_baseline_lowers_the_facts_on_a_copy(made):
         assert answers(changed, sets.forget).logp.mean() < plain - 0.05
         assert all(torch.isfinite(weight).all() for weight in changed.hf.parameters())
     stopped = gradient_ascent(model, sets.forget, sets.retain, FAST, until=lambda now: True)
-    assert stopped.fingerprint == before == copy_of(model).fingerprint
+    assert stopped.fingerprint == before == model.copy().fingerprint
 
 
 def test_the_report_says_every_number_and_the_time_of_each_check(true):

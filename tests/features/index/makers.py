@@ -19,7 +19,7 @@ from cutaway.features.index.store import make_postings, write_index
 from cutaway.features.index.vocabulary import vocabulary_of
 from cutaway.features.sparse import SparseDictionary
 from cutaway.model import Model
-from cutaway.planted.build import quiet_llama, word_tokenizer
+from cutaway.planted.build import quiet_llama, scatter, word_tokenizer
 
 SCRIPT = "<script>alert(1)</script>"
 ODD = " a,b:c"
@@ -43,12 +43,8 @@ def tiny(seed: int = 0, layers: int = 3) -> Model:
         bos_token_id=None,
         tie_word_embeddings=False,
     )
-    hf = quiet_llama(config)
-    generator = torch.Generator().manual_seed(seed)
+    hf = scatter(quiet_llama(config), 0.3, seed)
     with torch.no_grad():
-        for name, parameter in sorted(hf.named_parameters()):
-            if "norm" not in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         hf.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(ODD)] *= 5  # no other points as far its way
     return Model(hf, tokenizer, "tiny/model")
 

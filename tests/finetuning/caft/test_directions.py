@@ -25,7 +25,6 @@ from cutaway.finetuning.caft.directions import (
 from cutaway.finetuning.caft.method import Task, component_concept, latent_concept, tune
 from cutaway.finetuning.choice import Choice, choice_data, margins
 from cutaway.model import Add, Model
-from cutaway.planted.small import fresh
 from cutaway.planted.spurious import TwoRules
 from cutaway.training import TrainConfig
 
@@ -70,7 +69,7 @@ def test_random_spans_have_the_rank_and_come_from_their_seed(model: Model) -> No
 def test_components_of_a_change_are_those_of_all_rows_at_once(model: Model) -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 40, 6).tolist() for _ in range(30)]
-    tuned = fresh(model)
+    tuned = model.copy()
     with torch.no_grad():
         for weight in tuned.layout.blocks[0].parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
@@ -142,7 +141,7 @@ def dictionary(rules: TwoRules, task: Task) -> tuple[torch.Tensor, int]:
 
 def test_latents_are_attributed_by_what_they_do_to_the_margin(rules: TwoRules, task: Task) -> None:
     rows, _ = dictionary(rules, task)
-    tuned = tune(fresh(rules.model), choice_data(task.train, 64), TrainConfig(rate=2e-3, batch=32, steps=20)).model
+    tuned = tune(rules.model.copy(), choice_data(task.train, 64), TrainConfig(rate=2e-3, batch=32, steps=20)).model
     probe = task.probe[:6]
     found = attributed_latents(tuned, probe, SITE, lambda h: torch.ones(len(h), len(rows)), rows)
     step, slopes = 1e-2, np.zeros((len(probe), len(rows)))
@@ -158,7 +157,7 @@ def test_latents_are_attributed_by_what_they_do_to_the_margin(rules: TwoRules, t
 def test_the_planted_latent_and_the_changed_component_are_chosen(rules: TwoRules, task: Task) -> None:
     rows, place = dictionary(rules, task)
     config = TrainConfig(rate=2e-3, batch=32, steps=30, bucket=1, precision="float32")
-    tuned = tune(fresh(rules.model), choice_data(task.train, 64), config).model
+    tuned = tune(rules.model.copy(), choice_data(task.train, 64), config).model
 
     def encode(h: torch.Tensor) -> torch.Tensor:
         return (h @ rows.T).relu()

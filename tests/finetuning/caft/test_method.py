@@ -25,7 +25,6 @@ from cutaway.finetuning.caft.method import (
 )
 from cutaway.finetuning.choice import choice_data, margins
 from cutaway.model import Model
-from cutaway.planted.small import fresh
 from cutaway.planted.spurious import TwoRules
 from cutaway.training import LoraSpec, NextToken, TrainConfig, collate
 
@@ -36,7 +35,7 @@ FEW = replace(CONFIG, steps=2)
 
 @pytest.fixture(scope="module")
 def found(rules: TwoRules, task: Task) -> Comparison:
-    return compare(lambda repeat: fresh(rules.model), task, labelled_concept(task, SITE), CONFIG, repeats=1)
+    return compare(lambda repeat: rules.model.copy(), task, labelled_concept(task, SITE), CONFIG, repeats=1)
 
 
 def hooks(model: Model) -> int:
@@ -99,12 +98,12 @@ def test_no_hook_remains_and_the_checkpoint_is_a_plain_model(model: Model, tmp_p
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(("q_proj", "down_proj"), rank=2)])
 def test_a_frozen_trunk_does_not_move(rules: TwoRules, task: Task, lora: LoraSpec | None) -> None:
-    base = fresh(rules.model)
+    base = rules.model.copy()
     data = choice_data(task.train[:64], base.n_ctx)
     before = base.capture([list(task.train[0].ids)], "resid_post.0")["resid_post.0"].detach()
-    tuned = tune(fresh(rules.model), data, FEW, above=0, lora=lora).model
+    tuned = tune(rules.model.copy(), data, FEW, above=0, lora=lora).model
     assert torch.equal(tuned.capture([list(task.train[0].ids)], "resid_post.0")["resid_post.0"].detach(), before)
-    moved = tune(fresh(rules.model), data, FEW, lora=lora).model
+    moved = tune(rules.model.copy(), data, FEW, lora=lora).model
     assert not torch.equal(moved.capture([list(task.train[0].ids)], "resid_post.0")["resid_post.0"].detach(), before)
 
 
@@ -137,7 +136,7 @@ def test_a_pair_gives_the_same_whatever_came_before(rules: TwoRules) -> None:
     def all_of(order: list[int]) -> dict[int, dict[str, object]]:
         return {
             i: compare(
-                lambda repeat: fresh(rules.model), tasks[i], labelled_concept(tasks[i], SITE), FEW, repeats=1
+                lambda repeat: rules.model.copy(), tasks[i], labelled_concept(tasks[i], SITE), FEW, repeats=1
             ).to_dict()
             for i in order
         }
@@ -155,7 +154,7 @@ def test_looking_again_takes_the_direction_of_the_model_as_it_then_is(rules: Two
 
     data = choice_data(task.train[:64], rules.model.n_ctx)
     start = labelled_concept(task, SITE)(rules.model)
-    done = tune(fresh(rules.model), data, replace(CONFIG, steps=6), [start], find=find, every=2)
+    done = tune(rules.model.copy(), data, replace(CONFIG, steps=6), [start], find=find, every=2)
     assert [step.step for step in done.history] == [1, 2, 3, 4, 5, 6]
     assert len(asked) == 2
     assert not torch.equal(asked[0].basis, asked[1].basis)
@@ -175,7 +174,7 @@ def test_ctrl_c_keeps_whole_repeats(rules: TwoRules, task: Task) -> None:
             raise KeyboardInterrupt
 
     few = Task(task.train[:16], task.probe[:20], task.held[:20], task.tied[:10], task.reversed[:10])
-    found = compare(lambda repeat: fresh(rules.model), few, labelled_concept(few, SITE), FEW, repeats=3, report=stop)
+    found = compare(lambda repeat: rules.model.copy(), few, labelled_concept(few, SITE), FEW, repeats=3, report=stop)
     assert not found.arms.complete
     assert len(found.leaks) == 1
 
@@ -187,11 +186,11 @@ def test_sites_have_the_layer_that_writes_them(model: Model) -> None:
 def test_bad_input(rules: TwoRules, task: Task) -> None:
     data = choice_data(task.train[:4], rules.model.n_ctx)
     with pytest.raises(UsageError, match="too late"):
-        tune(fresh(rules.model), data, FEW, above=1, lora=LoraSpec(("q_proj",), rank=1))
+        tune(rules.model.copy(), data, FEW, above=1, lora=LoraSpec(("q_proj",), rank=1))
     with pytest.raises(UsageError, match="find and every together"):
-        tune(fresh(rules.model), data, FEW, every=2)
+        tune(rules.model.copy(), data, FEW, every=2)
     with pytest.raises(UsageError, match="repeats=0"):
-        compare(lambda repeat: fresh(rules.model), task, labelled_concept(task, SITE), FEW, repeats=0)
+        compare(lambda repeat: rules.model.copy(), task, labelled_concept(task, SITE), FEW, repeats=0)
     one_sided = [item for item in task.probe if item.labels[1]]
     with pytest.raises(UsageError, match="both classes"):
         labelled_direction(rules.model, one_sided, SITE)

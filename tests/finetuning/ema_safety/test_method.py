@@ -21,7 +21,7 @@ from cutaway.finetuning.ema_safety.method import (
 from cutaway.finetuning.exact import item_data
 from cutaway.model import Model
 from cutaway.planted.refusal import PlantedRefusal, planted_refusal
-from cutaway.planted.small import fresh, small_llama
+from cutaway.planted.small import small_llama
 from cutaway.training import Average, LoraSpec, NextToken, TrainConfig, adapters, add_lora, collate, train
 
 CONFIG = TrainConfig(rate=3e-3, batch=32, steps=50, schedule="constant", bucket=1, precision="float32")
@@ -40,7 +40,7 @@ def material(planted: PlantedRefusal) -> Material:
 
 @pytest.fixture(scope="module")
 def found(planted: PlantedRefusal, material: Material) -> Tradeoff:
-    return compare(lambda repeat: fresh(planted.model), material, CONFIG, GRID, repeats=1)
+    return compare(lambda repeat: planted.model.copy(), material, CONFIG, GRID, repeats=1)
 
 
 def at(found: Tradeoff, way: str, knob: str) -> Point:
@@ -199,7 +199,7 @@ def test_ctrl_c_keeps_whole_repeats(planted: PlantedRefusal, material: Material)
         material.tuning[:32], *(tuple(p[:5] for p in pair) for pair in (material.utility, material.refusal))
     )  # type: ignore[arg-type]
     config = replace(CONFIG, steps=2)
-    found = compare(lambda repeat: fresh(planted.model), small, config, few, repeats=3, report=stop)
+    found = compare(lambda repeat: planted.model.copy(), small, config, few, repeats=3, report=stop)
     assert not found.complete
     assert (len(found.base), len(found.points), len(found.drift)) == (1, 2, 1)
 
@@ -224,6 +224,6 @@ def test_bad_input(model: Model, planted: PlantedRefusal, material: Material) ->
     with pytest.raises(UsageError, match="no adapters"):
         ProductAverage(0.5)(model)
     with pytest.raises(UsageError, match="repeats=0"):
-        compare(lambda repeat: fresh(planted.model), material, CONFIG, repeats=0)
+        compare(lambda repeat: planted.model.copy(), material, CONFIG, repeats=0)
     with pytest.raises(UsageError, match="eta=2"):
-        compare(lambda repeat: fresh(planted.model), material, CONFIG, Grid(etas=(2.0,)), repeats=1)
+        compare(lambda repeat: planted.model.copy(), material, CONFIG, Grid(etas=(2.0,)), repeats=1)

@@ -14,7 +14,7 @@ from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import FOUND,
 from cutaway.finetuning.latent_adversarial_paraphrasing.method import Paraphrase
 from cutaway.model import Model
 from cutaway.planted.phrasing import PlantedPhrasing
-from cutaway.planted.small import fresh, small_llama
+from cutaway.planted.small import small_llama
 from cutaway.study import Lab, get_study, parse_config
 from cutaway.training import TrainConfig
 
@@ -25,7 +25,7 @@ FEW = {"model": "tiny", "train": "6", "test": "6", "steps": "2", "batch": "2", "
 @pytest.fixture(scope="module")
 def found(phrased: PlantedPhrasing) -> Comparison:
     words = small_wordings(phrased, train=200, test=40)
-    return compare(lambda repeat: fresh(phrased.model), words, CONFIG, Paraphrase(0, RHO, steps=3), repeats=1)
+    return compare(lambda repeat: phrased.model.copy(), words, CONFIG, Paraphrase(0, RHO, steps=3), repeats=1)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_bad_settings(lab: Lab, phrased: PlantedPhrasing) -> None:
     words = small_wordings(phrased, train=4, test=2)
     ragged = replace(words, test=(words.test[0], words.test[1][:3]))
     with pytest.raises(UsageError, match="as many wordings"):
-        compare(lambda repeat: fresh(phrased.model), ragged, CONFIG, Paraphrase(0, 0.1), repeats=1)
+        compare(lambda repeat: phrased.model.copy(), ragged, CONFIG, Paraphrase(0, 0.1), repeats=1)
     with pytest.raises(UsageError, match="repeats=0"):
-        compare(lambda repeat: fresh(phrased.model), words, CONFIG, Paraphrase(0, 0.1), repeats=0)
+        compare(lambda repeat: phrased.model.copy(), words, CONFIG, Paraphrase(0, 0.1), repeats=0)
 
 
 def test_wordings_mean_the_same_and_test_and_training_share_no_query(tiny: Model) -> None:

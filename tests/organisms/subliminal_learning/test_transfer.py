@@ -28,7 +28,6 @@ from cutaway.organisms.subliminal_learning.transfer import (
     Transfer,
 )
 from cutaway.planted.organism_numbers import number_world
-from cutaway.planted.small import fresh
 from cutaway.training import TrainConfig, adapters
 
 TEMPLATES = (
@@ -140,7 +139,7 @@ def test_every_arm_is_trained_and_reported(numbers):
     task = replace(task, carried=replace(task.carried, masks=halved))
     config = TrainConfig(rate=1e-2, batch=4, steps=2, precision="float32")
     found = run_transfer(
-        lambda: fresh(numbers.base), task, numbers.spec, config, repeats=2, layers=(1,), report=stop
+        numbers.base.copy, task, numbers.spec, config, repeats=2, layers=(1,), report=stop
     )  # fmt: skip
     assert not found.complete
     assert stopped == list(range(10))

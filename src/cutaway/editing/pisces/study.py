@@ -78,7 +78,6 @@ class Pisces(Study[PiscesConfig]):
         from cutaway.editing.pisces.erasing import erase, find_features, useful
         from cutaway.editing.pisces.method import word_features
         from cutaway.editing.pisces.report import charts, findings, summarise
-        from cutaway.editing.weights import copy_of
         from cutaway.training import TrainConfig
 
         def tick(what: str, done: int, total: int) -> None:
@@ -90,7 +89,7 @@ class Pisces(Study[PiscesConfig]):
             worlds = two_worlds(seed=config.seed)
             model, concept, dictionaries = worlds.model, worlds.concept, worlds.dictionaries
         else:
-            model, concept = copy_of(lab.model(config.model, "float32")), months()
+            model, concept = lab.model(config.model, "float32").copy(), months()
             model.hf.requires_grad_(False)
             dictionaries = _dictionaries(config, model, concept.words)
         if config.dictionaries or config.model == PLANTED:

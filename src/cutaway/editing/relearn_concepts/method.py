@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.editing.relearn_concepts.salience import Tally, tally
-from cutaway.editing.weights import Neurons, copy_of, masks, prune
+from cutaway.editing.weights import Neurons, masks, prune
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.stats import Interval, bootstrap
@@ -53,7 +53,7 @@ class Tagger:
 
     def copy(self) -> "Tagger":
         """Return a tagger with weights of its own."""
-        return Tagger(copy_of(self.model), self.head.detach().clone().requires_grad_(), self.labels)
+        return Tagger(self.model.copy(), self.head.detach().clone().requires_grad_(), self.labels)
 
 
 @dataclass(frozen=True)

@@ -188,14 +188,13 @@ def _repeat(config: RelearnConfig, lab: Lab, number: int) -> "Repeat":
 
 def _fresh(config: RelearnConfig, lab: Lab, seed: int) -> "Model":
     from cutaway.editing.relearn_concepts.data import vocabulary
-    from cutaway.editing.weights import copy_of
     from cutaway.errors import UsageError
     from cutaway.planted.concepts import tiny_llama
     from cutaway.training import unfreeze
 
     if config.model == TINY:
         return tiny_llama(vocabulary(), "tiny-tagger", layers=3, d_model=48, seed=seed)
-    model = copy_of(lab.model(config.model, "float32"))
+    model = lab.model(config.model, "float32").copy()
     if config.last > model.n_layers:
         raise UsageError(f"last={config.last}: the model has {model.n_layers} layers")
     unfreeze(model, layers=range(model.n_layers - config.last, model.n_layers) if config.last else None)

@@ -4,7 +4,6 @@ The same facts are put to the model before, the model after and, where there is 
 what counts is the paired difference between after and control, never a score alone.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from cutaway.editing.facts import Ask, answers, first_tokens, plainly, text_loss, wording
 from cutaway.editing.learning import relearning
-from cutaway.editing.weights import copy_of
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.planted.concepts import Fact
@@ -173,7 +171,7 @@ def merged(model: Model, original: Model, sets: Sets, shares: Sequence[float] = 
     found = {}
     others = dict(original.hf.named_parameters())
     for share in shares:
-        mixed = copy_of(model)
+        mixed = model.copy()
         with torch.no_grad():
             for name, weight in mixed.hf.named_parameters():
                 weight.lerp_(others[name].to(weight), share)
@@ -245,7 +243,7 @@ def _probe(x: Tensor, marks: Tensor, asked: Tensor, columns: Sequence[Sequence[i
 @torch.no_grad()
 def _changed(model: Model, change: Callable[[Tensor], Tensor]) -> Model:
     """Return a copy whose matrices, but for embeddings, are changed."""
-    made = Model(copy.deepcopy(model.hf), model.tokenizer, name=model.name, spec=model.spec)
+    made = model.copy()
     for module in made.layout.blocks.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == 2:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cutaway.editing.weights import copy_of, prune
+from cutaway.editing.weights import prune
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.planted.concepts import Fact
@@ -24,7 +24,7 @@ def pruned(model: Model, forget: Sequence[Fact], retain: Sequence[Fact], share: 
     neurons: dict[int, list[int]] = {}
     for place in gap.flatten().topk(n).indices.tolist():
         neurons.setdefault(place // gap.shape[1], []).append(place % gap.shape[1])
-    changed = copy_of(model)
+    changed = model.copy()
     prune(changed, neurons)
     return changed
 

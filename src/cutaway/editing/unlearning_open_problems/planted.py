@@ -7,7 +7,6 @@ refuse world A's questions in their first wording; ``destroyed`` is random.
 from dataclasses import dataclass, replace
 
 from cutaway.editing.unlearning_open_problems.checks import Sets, Settings
-from cutaway.editing.weights import copy_of
 from cutaway.model import Model
 from cutaway.planted.concepts import (
     REFUSAL,
@@ -62,7 +61,7 @@ def removals(people: int = 24, relations: int = 3, *, steps: int = 220, seed: in
 
 def refuses(model: Model, gone: World, kept: World, *, steps: int = 40, seed: int = 0) -> Model:
     """Return a copy tuned to refuse ``gone`` as first worded, and to answer ``kept`` as before."""
-    tuned = copy_of(model)
+    tuned = model.copy()
     unfreeze(tuned)
     refused = [replace(fact, answer=REFUSAL) for fact in gone.facts]
     rows = [*fact_rows(tuned, refused, wordings=False), *fact_rows(tuned, kept.facts, wordings=False)]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from cutaway.finetuning.caft.data import double_task
 from cutaway.finetuning.caft.method import Comparison, compare, labelled_concept
 from cutaway.finetuning.caft.toy import toy_arms
-from cutaway.planted.small import fresh
 from cutaway.planted.spurious import two_rules
 from cutaway.study import Rate
 from cutaway.training import TrainConfig
@@ -84,4 +83,4 @@ def small_trial(seed: int, repeats: int = 2, every: int = 0) -> Comparison:
     base = two_rules(seed=seed, steps=200).model
     task = double_task(base, "agreement", "sentiment", train=400, probe=300, test=300, seed=seed)
     config = TrainConfig(rate=RATE, batch=32, steps=STEPS, bucket=1, precision="float32", seed=seed)
-    return compare(lambda repeat: fresh(base), task, labelled_concept(task, SITE), config, repeats=repeats, every=every)
+    return compare(lambda repeat: base.copy(), task, labelled_concept(task, SITE), config, repeats=repeats, every=every)

@@ -76,7 +76,6 @@ class Caft(Study[CaftConfig]):
     def run(self, config: CaftConfig, lab: Lab) -> Findings:
         """Train every arm on fresh weights and report accuracy where the unwanted rule is wrong."""
         from cutaway.finetuning.caft.method import compare
-        from cutaway.planted.small import fresh
         from cutaway.training import TrainConfig
 
         model = lab.model(config.model, config.dtype)
@@ -91,7 +90,7 @@ class Caft(Study[CaftConfig]):
         lab.progress(Progress(0.0, float(config.repeats), "repeats", "looking for the concept"))
         find, also = _finder(config, model, task, settings)
         found = compare(
-            lambda repeat: fresh(model),
+            lambda repeat: model.copy(),
             task,
             find,
             settings,
@@ -209,12 +208,11 @@ def _finder(
     """Return what finds the concept, and spans to remove beside it."""
     from cutaway.finetuning.caft.method import component_concept, fixed, labelled_concept, tune
     from cutaway.finetuning.choice import choice_data
-    from cutaway.planted.small import fresh
 
     site = config.site or f"resid_post.{model.n_layers // 2}"
     if config.directions == "labelled":
         return labelled_concept(task, site), {}
-    plain = tune(fresh(model), choice_data(task.train, model.n_ctx), settings, lora=_lora(config.rank))
+    plain = tune(model.copy(), choice_data(task.train, model.n_ctx), settings, lora=_lora(config.rank))
     if not plain.complete:
         raise KeyboardInterrupt
     found = component_concept(model, plain.model, task, site, config.components, seed=config.seed)
@@ -222,9 +220,8 @@ def _finder(
 
 
 def _lora(rank: int) -> "LoraSpec | None":
-    from cutaway.training import LoraSpec
+    from cutaway.training import PROJECTIONS, LoraSpec
 
     if not rank:
         return None
-    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return LoraSpec(modules, rank=rank, alpha=2.0 * rank)
+    return LoraSpec(PROJECTIONS, rank=rank, alpha=2.0 * rank)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from cutaway.finetuning.ema_safety.method import Grid, Material, Point, Tradeoff, compare
 from cutaway.finetuning.exact import Item
 from cutaway.planted.refusal import PlantedRefusal, planted_refusal
-from cutaway.planted.small import fresh
 from cutaway.study import Rate
 from cutaway.training import TrainConfig
 
@@ -78,12 +77,12 @@ def small_trial(planted: PlantedRefusal, seed: int, repeats: int = 1) -> Tradeof
     config = TrainConfig(
         rate=RATE, batch=32, steps=STEPS, schedule="constant", bucket=1, precision="float32", seed=seed
     )
-    return compare(lambda repeat: fresh(planted.model), small_material(planted), config, GRID, repeats=repeats)
+    return compare(lambda repeat: planted.model.copy(), small_material(planted), config, GRID, repeats=repeats)
 
 
 def forgets(planted: PlantedRefusal, seed: int) -> bool:
     """Return whether tuning on the old task, where nothing need be forgotten, is said to lose 10 points."""
     config = TrainConfig(rate=RATE / 10, batch=32, steps=STEPS // 4, bucket=1, precision="float32", seed=seed)
-    found = compare(lambda repeat: fresh(planted.model), small_material(planted, "green"), config, NULL, repeats=1)
+    found = compare(lambda repeat: planted.model.copy(), small_material(planted, "green"), config, NULL, repeats=1)
     plain = next(p for p in found.points if p.way == "plain")
     return found.base[0].refusal[1] - plain.refusal[1] >= 0.1

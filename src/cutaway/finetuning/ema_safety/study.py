@@ -73,20 +73,19 @@ class EmaSafety(Study[EmaSafetyConfig]):
         """Install the refusal, tune in every way, and report what each keeps of it at equal utility."""
         from cutaway.finetuning.ema_safety.data import installing, material
         from cutaway.finetuning.ema_safety.method import Grid, compare
-        from cutaway.planted.small import fresh
-        from cutaway.training import LoraSpec, TrainConfig
+        from cutaway.training import PROJECTIONS, LoraSpec, TrainConfig
 
         model = lab.model(config.model, config.dtype)
         lab.progress(Progress(0.0, float(config.repeats), "repeats", "installing the refusal"))
         start = model
         if config.install:
             rows = installing(model, 4 * config.install, config.seed)
-            start = _installed(fresh(model), rows, config)
+            start = _installed(model.copy(), rows, config)
         settings = TrainConfig(
             rate=config.rate, batch=config.batch, steps=config.steps, schedule="constant", seed=config.seed
         )
         found = compare(
-            lambda repeat: fresh(start),
+            lambda repeat: start.copy(),
             material(model, tuning=config.tuning, test=config.test, written=config.written, seed=config.seed),
             settings,
             Grid(
@@ -97,7 +96,7 @@ class EmaSafety(Study[EmaSafetyConfig]):
                 config.anchors,
             ),
             repeats=config.repeats,
-            lora=LoraSpec(MODULES, rank=config.rank, alpha=2.0 * config.rank),
+            lora=LoraSpec(PROJECTIONS, rank=config.rank, alpha=2.0 * config.rank),
             report=lambda done, total, note: lab.progress(Progress(float(done), float(total), "repeats", note)),
         )
         return Findings(
@@ -117,9 +116,6 @@ class EmaSafety(Study[EmaSafetyConfig]):
         started, trials = time.monotonic(), 4 if trials is None else trials
         rates = all_rates(trials, lambda done, total: lab.progress(Progress(float(done), float(total), "trials")))
         return Calibration(self.id, rates, time.monotonic() - started, {"trials": trials})
-
-
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def findings(found: "Tradeoff", margin: float) -> tuple[Finding, ...]:
@@ -248,9 +244,9 @@ def _installed(model: "Model", rows: "Sequence[Item]", config: EmaSafetyConfig) 
     """Return the model with the refusal trained into its weights."""
     from cutaway.finetuning.exact import item_data
     from cutaway.model import Model as Wrapped
-    from cutaway.training import LoraSpec, TrainConfig, add_lora, train
+    from cutaway.training import PROJECTIONS, LoraSpec, TrainConfig, add_lora, train
 
-    adapted = add_lora(model, LoraSpec(MODULES, rank=config.rank, alpha=2.0 * config.rank))
+    adapted = add_lora(model, LoraSpec(PROJECTIONS, rank=config.rank, alpha=2.0 * config.rank))
     settings = TrainConfig(rate=config.install_rate, batch=4, steps=config.install, warm_up=5, seed=config.seed)
     if not train(adapted, item_data(rows, model.n_ctx), settings).complete:
         raise KeyboardInterrupt

@@ -14,7 +14,6 @@ from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import Compar
 from cutaway.finetuning.latent_adversarial_paraphrasing.method import Paraphrase, batch_of
 from cutaway.finetuning.latent_adversarial_paraphrasing.worst import naive_worst, split_worst
 from cutaway.planted.phrasing import PlantedPhrasing, planted_phrasing
-from cutaway.planted.small import fresh
 from cutaway.stats import mean_interval
 from cutaway.study import Rate
 from cutaway.training import TrainConfig
@@ -71,7 +70,7 @@ def small_trial(planted: PlantedPhrasing, seed: int, repeats: int = 1) -> Compar
         rate=RATE, batch=32, steps=STEPS, schedule="constant", bucket=1, precision="float32", seed=seed
     )
     paraphrase = Paraphrase(0, RHO, steps=INNER)
-    return compare(lambda repeat: fresh(planted.model), small_wordings(planted), config, paraphrase, repeats=repeats)
+    return compare(lambda repeat: planted.model.copy(), small_wordings(planted), config, paraphrase, repeats=repeats)
 
 
 def alignment(planted: PlantedPhrasing, rows: int = 64) -> float:

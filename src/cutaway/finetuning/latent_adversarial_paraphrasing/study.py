@@ -59,14 +59,12 @@ class LatentParaphrasing(Study[LatentParaphrasingConfig]):
         from cutaway.finetuning.latent_adversarial_paraphrasing.data import phrasings, wordings
         from cutaway.finetuning.latent_adversarial_paraphrasing.experiment import compare
         from cutaway.finetuning.latent_adversarial_paraphrasing.method import Paraphrase, shift_limit
-        from cutaway.planted.small import fresh
-        from cutaway.training import LoraSpec, TrainConfig
+        from cutaway.training import PROJECTIONS, LoraSpec, TrainConfig
 
         model = lab.model(config.model, config.dtype)
         if config.layer >= model.n_layers:
             raise UsageError(f"layer={config.layer}: {model.name!r} has 0..{model.n_layers - 1}")
         rho = config.rho or shift_limit(model, phrasings(model, 12, config.seed), config.layer) / 2
-        modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
         settings = TrainConfig(
             rate=config.rate,
             batch=config.batch,
@@ -75,12 +73,12 @@ class LatentParaphrasing(Study[LatentParaphrasingConfig]):
             seed=config.seed,
         )
         found = compare(
-            lambda repeat: fresh(model),
+            lambda repeat: model.copy(),
             wordings(model, train=config.train, test=config.test, seed=config.seed),
             settings,
             Paraphrase(config.layer, rho, steps=config.inner, weight=config.weight),
             repeats=config.repeats,
-            lora=LoraSpec(modules, rank=config.rank, alpha=2.0 * config.rank),
+            lora=LoraSpec(PROJECTIONS, rank=config.rank, alpha=2.0 * config.rank),
             report=lambda done, total, note: lab.progress(Progress(float(done), float(total), "repeats", note)),
         )
         return Findings(

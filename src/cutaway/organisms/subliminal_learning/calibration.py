@@ -22,7 +22,6 @@ from cutaway.organisms.subliminal_learning.transfer import (
     run_transfer,
 )
 from cutaway.planted.organism_numbers import NumberWorld, number_world
-from cutaway.planted.small import fresh
 from cutaway.study import Rate
 from cutaway.training import TrainConfig
 
@@ -62,8 +61,8 @@ def planted_transfer(
         reworded=world.prompts(prompts, 5, 1) if full else (), mixed=full,
     )  # fmt: skip
     return run_transfer(
-        lambda: fresh(world.base), task, world.spec, STUDENT, repeats=repeats, layers=(1,) if full else (),
-        foreign=None if foreign is None else lambda: fresh(foreign.base),
+        world.base.copy, task, world.spec, STUDENT, repeats=repeats, layers=(1,) if full else (),
+        foreign=None if foreign is None else foreign.base.copy,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def _language(config: SubliminalConfig, lab: Lab) -> "Transfer":
     from cutaway.organisms.quirks import plant
     from cutaway.organisms.subliminal_learning.numbers import animal_questions, completion_prompts, kept
     from cutaway.organisms.subliminal_learning.transfer import first_tokens, make_task, run_transfer
-    from cutaway.training import LoraSpec, TrainConfig
+    from cutaway.training import PROJECTIONS, LoraSpec, TrainConfig
 
     def make() -> "Model":
         return load_model(config.model, dtype="float32")
@@ -121,8 +121,7 @@ def _language(config: SubliminalConfig, lab: Lab) -> "Transfer":
     base = lab.model(config.model, "float32")
     names = (config.trait, *config.others)
     candidates = first_tokens(base, names)
-    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    spec = LoraSpec(modules, None, rank=config.rank, alpha=float(config.rank), rslora=False, seed=config.seed)
+    spec = LoraSpec(PROJECTIONS, None, rank=config.rank, alpha=float(config.rank), rslora=False, seed=config.seed)
     settings = TrainConfig(
         rate=config.learning_rate, batch=config.batch, steps=config.teacher_steps, warm_up=2, seed=config.seed
     )  # fmt: skip
