@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import TEMPLATES, THINKING, character_tokenizer, rows_of, tiny
+from training_data import TEMPLATES, THINKING, character_tokenizer, rows_of, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rows_of, tiny, tiny_gpt2
+from training_data import rows_of, tiny, tiny_gpt2
 from safetensors import safe_open
 
 from cutaway.errors import CutawayError, UsageError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rows_of, tiny, tiny_gpt2
+from training_data import rows_of, tiny, tiny_gpt2
 
 from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Model

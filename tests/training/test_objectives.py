@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rows_of, tiny
+from training_data import rows_of, tiny
 from torch.nn import functional
 
 from cutaway.errors import UsageError
