@@ -22,6 +22,7 @@ BENCHMARKS = (
     "circuits",
     "nodes",
     "arithmetic",
+    "cleaning",
     "dictionary",
     "harvest",
     "neuron_graph",
