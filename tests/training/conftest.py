@@ -11,7 +11,7 @@ from cutaway.training import Data
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training_data import rows_of, tiny  # noqa: E402  found by the line above
+from training_data import rows_of, tiny
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from training_data import TEMPLATES, THINKING, character_tokenizer, rows_of, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training_data import TEMPLATES, THINKING, character_tokenizer, rows_of, tiny
 
 from cutaway.errors import UsageError
 from cutaway.model.catalogue import catalogue, entry

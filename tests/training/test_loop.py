@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_data import rows_of, tiny, tiny_gpt2
 from safetensors import safe_open
+from training_data import rows_of, tiny, tiny_gpt2
 
 from cutaway.errors import CutawayError, UsageError
 from cutaway.model import EditError, Model, Project

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_data import rows_of, tiny
 from torch.nn import functional
+from training_data import rows_of, tiny
 
 from cutaway.errors import UsageError
 from cutaway.model import Add, Model
