@@ -44,19 +44,16 @@ def main() -> None:
         vector = task_vector(model, shown, layer)
         benches = {"ours": Bench(model, asked, layer), "whole": FromTheBottom(model, asked, layer)}
         torch.testing.assert_close(*(bench.losses(vector) for bench in benches.values()), atol=1e-4, rtol=0)
-        made = {name: 0 for name in benches}
+        def search(bench: Bench, vector: Tensor = vector) -> int:
+            return len(clean(bench, dictionary, vector, steps=steps).history)
 
-        def search(name: str, bench: Bench, vector: Tensor = vector, made: dict[str, int] = made) -> None:
-            made[name] = len(clean(bench, dictionary, vector, steps=steps).history)
-
-        sides = {name: lambda _, n=name, b=bench: search(n, b) for name, bench in benches.items()}
-        found = interleaved(repeats, **sides)
-        assert made["ours"] == made["whole"], made
-        lengths[layer] = made["ours"]
+        found = interleaved(repeats, **{name: lambda _, bench=bench: search(bench) for name, bench in benches.items()})
+        lengths[layer] = {name: runs[0].value for name, runs in found.items()}
+        assert lengths[layer]["ours"] == lengths[layer]["whole"], lengths
         for clock in ("wall", "cpu"):
             faster = ratios(found, "whole", "ours", clock)
-            bar: dict[str, Any] = {"bar": 1.5, "at_least": True}
-            claims.append(claim(f"cleaning at layer {layer}, steps a second ({clock})", "whole forwards", faster, **bar))
+            what = f"cleaning at layer {layer}, steps a second ({clock})"
+            claims.append(claim(what, "whole forwards", faster, bar=1.5, at_least=True))
     report(given, claims, prompts=len(asked), steps=lengths, latents=LATENTS)
 
 
