@@ -44,6 +44,7 @@ def main() -> None:
         vector = task_vector(model, shown, layer)
         benches = {"ours": Bench(model, asked, layer), "whole": FromTheBottom(model, asked, layer)}
         torch.testing.assert_close(*(bench.losses(vector) for bench in benches.values()), atol=1e-4, rtol=0)
+
         def search(bench: Bench, vector: Tensor = vector) -> int:
             return len(clean(bench, dictionary, vector, steps=steps).history)
 
