@@ -11,7 +11,7 @@ import pytest
 import torch
 from served import settle
 
-from cutaway.app.monitors import Monitor
+from cutaway.app.monitors import monitor_of
 from cutaway.app.service import BusyError, GoneError, Job, LateError, Limits, Piece, Service, row_seed
 from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Add, AttentionMask, Edit, Mask, Model, Scale
@@ -99,11 +99,11 @@ def test_scores_are_the_probe_on_a_plain_forward(tiny: Model, service: Service, 
     edits = steered(tiny) if edited else ()
     heads, inner = tiny.n_heads * tiny.d_head, tiny.layout.dims("neurons")[0]
     monitors = (
-        Monitor("late", probe(tiny)),
-        Monitor("early", probe(tiny, "resid_pre.0")),
-        Monitor("heads", probe(tiny, "z.0", heads)),
-        Monitor("one", probe(tiny, "z.0.1", tiny.d_head)),
-        Monitor("neurons", probe(tiny, "neurons.1", inner)),
+        monitor_of(tiny, "late", probe(tiny)),
+        monitor_of(tiny, "early", probe(tiny, "resid_pre.0")),
+        monitor_of(tiny, "heads", probe(tiny, "z.0", heads)),
+        monitor_of(tiny, "one", probe(tiny, "z.0.1", tiny.d_head)),
+        monitor_of(tiny, "neurons", probe(tiny, "neurons.1", inner)),
     )
     jobs = [
         Asked("the cat", tiny, 2, monitors=monitors, edits=edits),

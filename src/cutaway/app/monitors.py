@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Monitor:
-    """A probe under the name that answers use for it."""
+    """A probe under the name that answers use for it, and the place it reads, found once."""
 
     name: str
     probe: LinearProbe
+    site: Site
+
+
+def monitor_of(model: "Model", name: str, probe: LinearProbe) -> Monitor:
+    """Return ``probe`` as a monitor of ``model``; UsageError as `site_of`."""
+    return Monitor(name, probe, site_of(model, probe))
 
 
 def site_of(model: "Model", probe: LinearProbe) -> Site:
@@ -51,20 +57,29 @@ class Watch:
 
     def __init__(self, model: "Model") -> None:
         self._model = model
-        self._seen: dict[str, Tensor] = {}
-        self._weights: dict[tuple[int, ...], list[tuple[str, list[int], Tensor, Tensor]]] = {}
+        self._seen: dict[Site, Tensor] = {}
+        self._weights: dict[Site, tuple[Tensor, Tensor]] = {}
+        """Of all monitors at a site: weights [d monitor], biases [monitor]."""
+        self._columns: dict[Monitor, int] = {}
 
     @contextmanager
     def on(self, monitors: Iterable[Monitor]) -> Iterator[None]:
         """Note the values at the monitors' sites in every forward inside the block."""
         # Not `Model.capture`: that runs a forward of its own, and these values come from the engine's decode steps.
-        sites = {monitor.probe.site: site_of(self._model, monitor.probe) for monitor in monitors}
-        handles = [self._hook(name, site) for name, site in sites.items()]
-        self._weights.clear()
+        there: dict[Site, list[Monitor]] = {}
+        for each in dict.fromkeys(monitors):
+            there.setdefault(each.site, []).append(each)
+        device = self._model.device
+        for site, members in there.items():
+            weight = torch.stack([each.probe.weight.float() for each in members], 1).to(device)
+            self._weights[site] = weight, torch.tensor([each.probe.bias for each in members], device=device)
+            self._columns |= {each: column for column, each in enumerate(members)}
+        handles = [self._hook(site) for site in there]
         try:
             yield
         finally:
-            self._seen.clear()
+            for kept in (self._seen, self._weights, self._columns):
+                kept.clear()
             for handle in handles:
                 handle.remove()
 
@@ -73,48 +88,23 @@ class Watch:
 
         None stands for a number that is no longer finite.
         """
-        found: list[dict[str, float | None]] = [{} for _ in wanted]
-        rows: dict[tuple[int, ...], list[int]] = {}
-        sets: dict[tuple[int, ...], tuple[Monitor, ...]] = {}
+        # One product a site for all rows and monitors: what rows did not ask for costs less than sorting it out.
+        numbers = {
+            site: (self._seen[site][:, -1].flatten(1).float() @ weight + bias).tolist()
+            for site, (weight, bias) in self._weights.items()
+        }
+        found: list[dict[str, float | None]] = []
         for row, monitors in enumerate(wanted):
-            if monitors:
-                key = tuple(id(monitor) for monitor in monitors)
-                rows.setdefault(key, []).append(row)
-                sets[key] = monitors
-        for key, members in rows.items():
-            for site, places, weight, bias in self._plan(key, sets[key]):
-                value = self._seen[site]
-                mine = value if len(members) == len(value) else value[members]
-                numbers = (mine[:, -1].flatten(1).float() @ weight + bias).tolist()
-                for row, scores in zip(members, numbers, strict=True):
-                    for place, score in zip(places, scores, strict=True):
-                        found[row][sets[key][place].name] = score if math.isfinite(score) else None
+            scores = {each.name: numbers[each.site][row][self._columns[each]] for each in monitors}
+            found.append({name: score if math.isfinite(score) else None for name, score in scores.items()})
         return found
 
-    def _plan(self, key: tuple[int, ...], monitors: tuple[Monitor, ...]) -> list[tuple[str, list[int], Tensor, Tensor]]:
-        """Per site: which monitors read there, their weights [d monitor] and biases [monitor]."""
-        if key not in self._weights:
-            by_site: dict[str, list[int]] = {}
-            for place, monitor in enumerate(monitors):
-                by_site.setdefault(monitor.probe.site, []).append(place)
-            device = self._model.device
-            self._weights[key] = [
-                (
-                    site,
-                    places,
-                    torch.stack([monitors[place].probe.weight.float() for place in places], 1).to(device),
-                    torch.tensor([monitors[place].probe.bias for place in places], device=device),
-                )
-                for site, places in by_site.items()
-            ]
-        return self._weights[key]
-
-    def _hook(self, name: str, site: Site) -> Any:
+    def _hook(self, site: Site) -> Any:
         port = self._model.layout.port(site.kind, site.layer)
 
         def note(tensor: Tensor, given: Tensor) -> None:
             value = port.read(tensor, given)
-            self._seen[name] = value if site.head is None else value[:, :, site.head]
+            self._seen[site] = value if site.head is None else value[:, :, site.head]
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensor = module_input(args, kwargs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cutaway.app.monitors import Monitor, site_of
+from cutaway.app.monitors import Monitor, monitor_of, site_of
 from cutaway.app.protocol import Cutaway, MonitorSpec, Span, Strict
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.model.edits import EDITS, Edit, EditError, load_edits
@@ -68,7 +68,7 @@ class Wishes:
         registry.check(model)
         self.model, self.registry = model, registry
         self.name = name or model.name
-        self._registered = {name: Monitor(name, probe) for name, probe in registry.monitors.items()}
+        self._registered = {name: monitor_of(model, name, probe) for name, probe in registry.monitors.items()}
 
     @property
     def names(self) -> list[str]:
@@ -123,9 +123,7 @@ class Wishes:
         weight = self._tensor(spec.direction)
         if weight.ndim != 1:
             raise UsageError(f"monitor {spec.name!r}: a direction has one axis, given {list(weight.shape)}")
-        monitor = Monitor(spec.name, LinearProbe(weight, float(spec.bias), spec.site, concept=spec.name))
-        site_of(self.model, monitor.probe)
-        return monitor
+        return monitor_of(self.model, spec.name, LinearProbe(weight, float(spec.bias), spec.site, concept=spec.name))
 
     def _tensor(self, given: str | list[Any]) -> Tensor:
         if isinstance(given, str):

@@ -93,14 +93,14 @@ class RowBatch:
     def advance(self, fresh: Sequence[Row] = ()) -> list[Row]:
         """One more token for every row; seat ``fresh`` with their first token; return the rows that are done."""
         if self.rows:
-            logits = self._step()
+            hidden = self._step()
             going = [i for i, row in enumerate(self.rows) if row.finish is None]
-            if going:
-                mine = logits if len(going) == len(self.rows) else logits[going]
-                self._append([self.rows[i] for i in going], mine)
+            if going:  # rows that are only read need no logits
+                mine = hidden if len(going) == len(self.rows) else hidden[going]
+                self._append([self.rows[i] for i in going], logits_of(self._hf, mine))
         if fresh:
-            hidden = [self._seat(len(self.rows) + place, row) for place, row in enumerate(fresh)]
-            self._append(fresh, logits_of(self._hf, torch.stack(hidden)))
+            seated = [self._seat(len(self.rows) + place, row) for place, row in enumerate(fresh)]
+            self._append(fresh, logits_of(self._hf, torch.stack(seated)))
             self.rows += fresh
         return self._leave()
 
@@ -138,8 +138,8 @@ class RowBatch:
         self._spend(Cost(prefilled=read, reused=row.prefix_length))
         return rest.hidden
 
-    def _step(self) -> Float[Tensor, "batch vocab"]:
-        """Logits [row, vocab] after reading each row's newest token."""
+    def _step(self) -> Float[Tensor, "batch d_model"]:
+        """Hidden states after reading each row's newest token."""
         tails, rows = self._tails, self.rows
         device = tails.lengths.device
         prefix = torch.tensor([row.prefix_length for row in rows], device=device)
@@ -162,7 +162,8 @@ class RowBatch:
         tails.lengths[: len(rows)] += 1
         if self._watch is not None:
             self._watch(rows)
-        return logits_of(self._hf, hidden[:, -1])
+        read: Tensor = hidden[:, -1]
+        return read
 
     def _masks(self) -> Tensor | dict[str, Tensor]:
         tails = self._tails
