@@ -2,7 +2,8 @@
 
 Both sides train one rank-1 adapter on each down projection, on the same rows in the same batches, in fp32, by AdamW.
 Rows are chats: the first two thirds of each carry no loss. Where the processor multiplies bf16 natively, ours is also
-timed with it.
+timed with it. The trained model then answers a survey's questions in batches, against ``generate`` question by
+question.
 
     python benchmarks/training.py [--quick] [--out FILE.json]
 """
@@ -18,12 +19,17 @@ from timing import claim, interleaved, options, ratios, report
 
 from cutaway.model import Add, Model, load_model
 from cutaway.model.load import native_bf16
+from cutaway.organisms.quirks import items
+from cutaway.sampling import Settings
+from cutaway.steering import draw_answers
 from cutaway.training import Data, LoraSpec, Row, TrainConfig, add_lora, data_of, train
 
 NAME = os.environ.get("TRAINING_MODEL", "smollm2-135m-instruct")
 """A directory of a tiny checkpoint may stand in, to see that the program runs."""
 SPEC = LoraSpec(modules=("down_proj",), rank=1, alpha=64.0)
-STEPS, BATCH, COLUMNS = 10, 4, 96
+STEPS, BATCH, COLUMNS = 5, 2, 48
+ASKED, TOKENS = 12, 12
+"""Questions of the survey and tokens of each answer."""
 
 
 def rows(model: Model) -> Data:
@@ -77,6 +83,23 @@ def theirs(model: Model, data: Data, _: int) -> int:
         return InOrder(model.hf, given, data_collator=pad, train_dataset=listed).train().global_step
 
 
+def in_batches(model: Model, prompts: list[tuple[int, ...]], _: int) -> int:
+    settings = Settings(temperature=0.0, top_p=1.0, max_tokens=TOKENS)
+    return sum(len(answer.ids) for (answer,) in draw_answers(model, prompts, settings))
+
+
+def one_by_one(model: Model, prompts: list[tuple[int, ...]], _: int) -> int:
+    count = 0
+    for ids in prompts:
+        given = torch.tensor([ids])
+        with torch.no_grad():
+            found = model.hf.generate(
+                given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=TOKENS
+            )
+        count += found.shape[1] - len(ids)
+    return count
+
+
 def main() -> None:
     given = options(__doc__)
     warnings.simplefilter("ignore")
@@ -94,6 +117,9 @@ def main() -> None:
         half = add_lora(load_model(NAME, dtype="bfloat16", device="cpu"), SPEC)
         sides["bf16"] = partial(ours, half, data, TrainConfig(**{**vars(config), "precision": "bfloat16"}), False)
     found = interleaved(2 if given.quick else 5, **sides)
+    prompts = [tuple(model.chat_ids(item.question)) for item in items("cooking")[:ASKED]]
+    surveys = {"batches": partial(in_batches, model, prompts), "loop": partial(one_by_one, model, prompts)}
+    found |= interleaved(1 if given.quick else 3, **surveys)
     peer = "Hugging Face Trainer with PEFT"
     claims = []
     for clock in ("wall", "cpu"):
@@ -102,6 +128,10 @@ def main() -> None:
         claims.append(claim(f"one edited site, {clock}", "no edit", ratios(found, "edited", "plain", clock), bar=1.05))
         cost = ratios(found, "dense", "plain", clock)
         claims.append(claim(f"adapter checkpoint each five steps, {clock}", "none", cost, bar=1.05))
+        answers = ratios(found, "loop", "batches", clock)
+        claims.append(
+            claim(f"{ASKED} answers in batches, {clock}", "generate, one by one", answers, bar=3.0, at_least=True)
+        )
         if "bf16" in found:
             fast = ratios(found, "trainer", "bf16", clock)
             claims.append(claim(f"tokens/s, rank 1, bf16, {clock}", peer, fast, bar=3.0, at_least=True))

@@ -63,7 +63,7 @@ class Model:
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.vocab_size: int = config.vocab_size
         self.n_ctx: int = config.max_position_embeddings
-        self._fingerprint: tuple[tuple[tuple[Any, ...], ...], str] | None = None
+        self._fingerprints: dict[tuple[str, ...], tuple[tuple[tuple[Any, ...], ...], str]] = {}
 
     def __repr__(self) -> str:
         return (
@@ -91,11 +91,14 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the state dict: names, dtypes, shapes, bytes. Computed again once a weight changed."""
-        state = self.hf.state_dict(keep_vars=True)
-        stamp = tuple(_stamp(tensor) for tensor in state.values())
-        if self._fingerprint is None or self._fingerprint[0] != stamp:
-            self._fingerprint = (stamp, hash_state(state))
-        return self._fingerprint[1]
+        return self.fingerprint_of(self.hf.state_dict(keep_vars=True))
+
+    def fingerprint_of(self, state: dict[str, Tensor]) -> str:
+        """Return the fingerprint of some of the model's own tensors, by any name; kept until one of them changes."""
+        names, stamp = tuple(state), tuple(_stamp(tensor) for tensor in state.values())
+        if names not in self._fingerprints or self._fingerprints[names][0] != stamp:
+            self._fingerprints[names] = (stamp, hash_state(state))
+        return self._fingerprints[names][1]
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.model import Batch, Model
 from cutaway.model.families import resolve
-from cutaway.model.model import hash_state
 
 _FILE = "adapter_model.safetensors"
 _NAME = "default"
@@ -227,11 +226,11 @@ def base_fingerprint(model: Model) -> str:
     if not hasattr(model.hf, "peft_config"):
         return model.fingerprint
     state = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor.detach()
-        for name, tensor in model.hf.state_dict().items()
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
+        for name, tensor in model.hf.state_dict(keep_vars=True).items()
         if ".lora_" not in name
     }
-    return hash_state(state)
+    return model.fingerprint_of(state)
 
 
 def refuse_other_weights(wanted: str, given: str, what: str) -> None:
