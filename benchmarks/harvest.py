@@ -13,8 +13,6 @@ from timing import claim, interleaved, options, ratios, report
 from cutaway.features.corpus import open_corpus
 from cutaway.features.harvest import contexts, groups, stream
 from cutaway.features.mfr_sae import MfrConfig, PeerTrainer, train_peers
-from cutaway.features.mfr_sae.method import links
-from cutaway.features.mfr_sae.similarity import unit
 from cutaway.model import Model, load_model
 
 LENGTH, BATCH = 128, 16
@@ -65,23 +63,20 @@ def matching(repeats: int) -> tuple[list[float], list[float]]:
     """Share of a step that the penalty adds: pairing spread over `REFRESH` steps, and at every step."""
     rows = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
 
-    def trainer(weight: float) -> PeerTrainer:
-        config = MfrConfig(peers=PEERS, n_latents=LATENTS, k=ACTIVE, weight=weight, refresh=10**6, batch=ROWS)
+    def trainer(weight: float, refresh: int) -> PeerTrainer:
+        config = MfrConfig(peers=PEERS, n_latents=LATENTS, k=ACTIVE, weight=weight, refresh=refresh, batch=ROWS)
         return PeerTrainer(rows, config)
 
-    free, pulled = trainer(0.0), trainer(0.01)
-    atoms = [unit(peer.w.detach()) for peer in pulled.peers]
+    free, pulled, paired = trainer(0.0, 1), trainer(0.01, 10**6), trainer(0.01, 1)
+    pulled.step(rows)  # which pairs, once for all
     found = interleaved(
         repeats,
         free=lambda _: free.step(rows),
         pulled=lambda _: pulled.step(rows),
-        # Both sides of the six pairs, as a step that pairs anew computes them.
-        pairing=lambda _: [links(own, [a for a in atoms if a is not own], "hungarian") for own in atoms],
+        paired=lambda _: paired.step(rows),
     )
-    own, pairing = ratios(found, "pulled", "free"), ratios(found, "pairing", "free")
-    return [a - 1 + b / REFRESH for a, b in zip(own, pairing, strict=True)], [
-        a - 1 + b for a, b in zip(own, pairing, strict=True)
-    ]
+    never, always = ratios(found, "pulled", "free"), ratios(found, "paired", "free")
+    return [a - 1 + (b - a) / REFRESH for a, b in zip(never, always, strict=True)], [each - 1 for each in always]
 
 
 def main() -> None:

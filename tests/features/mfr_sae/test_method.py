@@ -10,7 +10,7 @@ from cutaway.errors import UsageError
 from cutaway.features import Dictionary
 from cutaway.features.dictionary import Provenance
 from cutaway.features.mfr_sae import MfrConfig, PeerTrainer, likeness, recovery, train_peers, unevenness
-from cutaway.features.mfr_sae.method import links, pull
+from cutaway.features.mfr_sae.method import pull
 from cutaway.features.mfr_sae.similarity import unit
 from cutaway.planted.superposition import superposition
 
@@ -31,26 +31,26 @@ def test_the_penalty_s_gradient_equals_finite_differences(matching: str) -> None
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(9, 5, generator=generator, dtype=torch.float64) for _ in range(3)]
     atoms = [unit(each) for each in weights]
-    others = [[atoms[j] for j in range(3) if j != i] for i in range(3)]
-    held = [links(own, some, matching) for own, some in zip(atoms, others, strict=True)]
+    trainer = PeerTrainer(
+        torch.randn(20, 5, generator=generator),
+        config(peers=3, n_latents=9, k=2, weight=1.0, matching=matching, warm_up=0),
+    )
+    with torch.no_grad():
+        gradients, alike = trainer._pull(atoms)
+    held = trainer._links
 
     def penalty(given: list[torch.Tensor]) -> float:
         made = [unit(each) for each in given]
-        found = [pull(made[i], [made[j] for j in range(3) if j != i], held[i])[1] for i in range(3)]
-        return 1 - sum(found) / 3
+        return 1 - sum(pull(own, torch.cat(made), link)[1] for own, link in zip(made, held, strict=True)) / 3
 
     pairwise = [likeness(atoms[i], atoms[j], matching) for i in range(3) for j in range(i)]
     assert penalty(weights) == pytest.approx(1 - sum(pairwise) / 3)
-    trainer = PeerTrainer(torch.randn(20, 5, generator=generator), config(peers=3, n_latents=9, k=2, weight=1.0))
-    trainer._links = held
-    for peer, own in zip(trainer.peers, weights, strict=True):
+    assert alike == pytest.approx(1 - penalty(weights))
+    for i, (peer, own) in enumerate(zip(trainer.peers, weights, strict=True)):
         peer.w = torch.nn.Parameter(own.clone())
         peer.w.grad = torch.zeros_like(own)
-    trainer.done = 1_000_001  # warmed up; refresh does not divide it
-    object.__setattr__(trainer.config, "refresh", 7)
-    with torch.no_grad():
-        trainer._pull(atoms)
-    for i, peer in enumerate(trainer.peers):
+        with torch.no_grad():
+            peer._towards(atoms[i], gradients[i])
         for row, column in ((0, 0), (4, 2), (8, 4)):
             ends = []
             for sign in (1, -1):
@@ -110,6 +110,20 @@ def test_controls_pull_to_what_cannot_be_learnt() -> None:
         made = train_peers(rows(40), config(weight=1.0, towards=towards, warm_up=5))
         assert made.history[-1].likeness > made.history[1].likeness
         assert recovery(made.dictionaries[0].atoms, PLANTED.truth.atoms).mean < 0.8
+
+
+@pytest.mark.parametrize("towards", ["peers", "random", "shuffled"])
+def test_each_peer_is_paired_with_what_it_is_pulled_to(towards: str) -> None:
+    trainer = PeerTrainer(PLANTED.rows(128), config(peers=3, weight=1.0, towards=towards))
+    atoms = [unit(peer.w.detach()) for peer in trainer.peers]
+    _, alike = trainer._pull(atoms)
+    if towards == "random":
+        pulled_to = [(i, trainer._targets[2 * i + other]) for i in range(3) for other in range(2)]
+        assert len({float(each.sum()) for _, each in pulled_to}) == 6
+    else:
+        order = trainer._targets[0] if towards == "shuffled" else slice(None)
+        pulled_to = [(i, atoms[j][:, order]) for i in range(3) for j in range(3) if j != i]
+    assert alike == pytest.approx(sum(likeness(atoms[i], each) for i, each in pulled_to) / 6, abs=1e-6)
 
 
 def test_the_weight_warms_up() -> None:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.features.dictionary import Provenance
 from cutaway.features.kernels import by_latent, decoded, summed
-from cutaway.features.mfr_sae.similarity import Matching, pairs, unit
+from cutaway.features.mfr_sae.similarity import Matching, Pairs, pairs, unit
 from cutaway.features.sparse import SparseDictionary
 from cutaway.features.train import batches
 
@@ -165,6 +165,16 @@ def unevenness(rates: Float[Tensor, " latent"], target: float) -> float:
     return float(((rates.double() - target).abs() / target).pow(3).mean())
 
 
+@dataclass(frozen=True)
+class Links:
+    """For each atom of a peer, the atoms that it is paired with: rows of all blocks' atoms, end to end."""
+
+    flat: Int[Tensor, " pair"]
+    starts: Int[Tensor, " latent"]
+    count: int
+    """Entries that M is a mean over."""
+
+
 class PeerTrainer:
     """Peers in training: one batch in, one step out."""
 
@@ -184,10 +194,12 @@ class PeerTrainer:
         x = batch.float() * self.scale
         spread = (x - x.mean(0)).square().sum()
         atoms = [unit(peer.w) for peer in self.peers]
-        fvu = tuple(peer.learn(x, own, spread) for peer, own in zip(self.peers, atoms, strict=True))
+        pulls, alike = self._pull(atoms) if self.config.weight > 0 else ([None] * len(atoms), math.nan)
+        fvu = tuple(
+            peer.learn(x, own, spread, gradient) for peer, own, gradient in zip(self.peers, atoms, pulls, strict=True)
+        )
         if not all(map(math.isfinite, fvu)):
             raise CutawayError(f"training diverged at step {self.done}; lower the rate ({self.config.rate})")
-        alike = self._pull(atoms) if self.config.weight > 0 else math.nan
         for peer in self.peers:
             peer.update(self.config.rate_at(self.done))
         self.done, self.rows = self.done + 1, self.rows + len(batch)
@@ -202,30 +214,35 @@ class PeerTrainer:
             for i, peer in enumerate(self.peers)
         )
 
-    def _pull(self, atoms: Sequence[Tensor]) -> float:
-        """Add the penalty's gradient to every peer's; return the mean M."""
-        stacks = self._stacks(atoms)
+    def _pull(self, atoms: list[Tensor]) -> tuple[list[Tensor], float]:
+        """Return the penalty's gradient by each peer's unit atoms, and the mean M."""
+        blocks = self._blocks(atoms)
         if self.done % self.config.refresh == 0:
-            self._links = [links(own, others, self.config.matching) for own, others in stacks]
-        weight = self.config.weight_at(self.done)
-        total = 0.0
-        for peer, (own, others), link in zip(self.peers, stacks, self._links, strict=True):
-            gradient, alike = pull(own, others, link)
-            total += alike / len(self.peers)
-            # Each of the N (N - 1) / 2 pairs is seen from both its sides; each side moves its own atoms.
-            peer.towards(own, gradient * (-2 * weight / len(self.peers)))
-        return total
+            self._links = self._paired(atoms, blocks)
+        table = torch.cat(blocks)
+        found = [pull(own, table, link) for own, link in zip(atoms, self._links, strict=True)]
+        # Each of the N (N - 1) / 2 pairs is seen from both its sides; each side moves its own atoms.
+        share = -2 * self.config.weight_at(self.done) / len(atoms)
+        return [gradient.mul_(share) for gradient, _ in found], sum(alike for _, alike in found) / len(atoms)
 
-    def _stacks(self, atoms: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-        """Return each peer's atoms with those that it is pulled to."""
-        n = len(atoms)
+    def _blocks(self, atoms: list[Tensor]) -> list[Tensor]:
+        """Return what peers are pulled to, ``n_latents`` atoms each: one a peer, or random ones for every pair."""
         if self.config.towards == "random":
-            return [(atoms[i], self._targets[i]) for i in range(n)]
-        others = [[atoms[j] for j in range(n) if j != i] for i in range(n)]
-        if self.config.towards == "shuffled":
-            order = self._targets[0][0].long()
-            others = [[each[:, order] for each in some] for some in others]
-        return list(zip(atoms, others, strict=True))
+            return self._targets
+        return [each[:, self._targets[0]] for each in atoms] if self.config.towards == "shuffled" else atoms
+
+    def _paired(self, atoms: Sequence[Tensor], blocks: Sequence[Tensor]) -> list[Links]:
+        """Pair every peer with each of its blocks; two peers that pull each other are paired once for both."""
+        n, towards = len(atoms), self.config.towards
+        known: dict[tuple[int, int], Pairs] = {}
+        made = []
+        for i, own in enumerate(atoms):
+            numbers = range(i * (n - 1), (i + 1) * (n - 1)) if towards == "random" else [j for j in range(n) if j != i]
+            for j in numbers:
+                back = known.get((j, i)) if towards == "peers" else None
+                known[i, j] = Pairs(back.two, back.one) if back else pairs(own, blocks[j], self.config.matching)
+            made.append(links([(j, known[i, j]) for j in numbers], len(own)))
+        return made
 
     def _redraw(self, x: Tensor) -> None:
         config = self.config
@@ -240,35 +257,20 @@ class PeerTrainer:
             self.peers[i].fired.zero_()
 
 
-@dataclass(frozen=True)
-class Links:
-    """For each atom of a peer, the atoms that it is paired with: rows of the others' stacked atoms."""
-
-    flat: Int[Tensor, " pair"]
-    starts: Int[Tensor, " latent"]
-    count: int
-    """Entries that M is a mean over."""
+def links(found: Sequence[tuple[int, Pairs]], n: int) -> Links:
+    """Join a peer's pairs with blocks of ``n`` atoms: ``(number of the block, pairs)``."""
+    rows = torch.cat([each.one for _, each in found])
+    columns = torch.cat([each.two + block * n for block, each in found])
+    counts = torch.bincount(rows, minlength=n)
+    return Links(columns[rows.argsort(stable=True)], counts.cumsum(0) - counts, len(rows))
 
 
-def links(own: Tensor, others: Sequence[Tensor], matching: str) -> Links:
-    """Pair a peer's atoms with those of each other."""
-    one, two, before = [], [], 0
-    for other in others:
-        found = pairs(own, other, matching)
-        one.append(found.one)
-        two.append(found.two + before)
-        before += len(other)
-    rows, columns = torch.cat(one), torch.cat(two)
-    order = rows.argsort(stable=True)
-    counts = torch.bincount(rows, minlength=len(own))
-    return Links(columns[order], counts.cumsum(0) - counts, len(rows))
-
-
-def pull(own: Tensor, others: Sequence[Tensor], link: Links) -> tuple[Float[Tensor, "latent d"], float]:
-    """Return the gradient of M (mean over the others) with respect to a peer's unit atoms, and M itself."""
-    stack = others[0] if len(others) == 1 else torch.cat(list(others))
-    gradient = nn.functional.embedding_bag(link.flat, stack, link.starts, mode="sum") / link.count
-    return gradient, float((gradient * own).sum())
+def pull(
+    own: Float[Tensor, "latent d"], table: Float[Tensor, "_all d"], link: Links
+) -> tuple[Float[Tensor, "latent d"], float]:
+    """Return the gradient of M (mean over the blocks) with respect to a peer's unit atoms, and M itself."""
+    gradient = nn.functional.embedding_bag(link.flat, table, link.starts, mode="sum").div_(link.count)
+    return gradient, float(gradient.flatten() @ own.flatten())
 
 
 class _Peer:
@@ -287,8 +289,8 @@ class _Peer:
         self.k, self.redrawn = config.k, 0
         self.fired = torch.zeros(n, device=mean.device)
 
-    def learn(self, x: Tensor, atoms: Tensor, spread: Tensor) -> float:
-        """Set the gradients of the error's share of the variance; return it."""
+    def learn(self, x: Tensor, atoms: Tensor, spread: Tensor, pull: Tensor | None = None) -> float:
+        """Set the gradients of the error's share of the variance, ``pull`` added to the atoms'; return the share."""
         centred = x - self.b_dec
         pre = torch.addmm(self.b, centred, self.w.T)
         top = pre.topk(self.k, dim=-1, sorted=False)
@@ -300,13 +302,14 @@ class _Peer:
         weights = pull_of(gradient) * on
         gathered = by_latent(indices, len(self.w))
         self.w.grad = gathered(weights, centred)
-        self.towards(atoms, gathered(values, gradient))
+        by_atoms = gathered(values, gradient)
+        self._towards(atoms, by_atoms if pull is None else by_atoms.add_(pull))
         self.b.grad = summed(indices, weights, len(self.w))
         self.b_dec.grad = gradient.sum(0) - self.b.grad @ self.w
         self.fired += summed(indices, on.float(), len(self.w))
         return float(missed.square().sum() / spread)
 
-    def towards(self, atoms: Tensor, gradient: Tensor) -> None:
+    def _towards(self, atoms: Tensor, gradient: Tensor) -> None:
         """Add a gradient of the unit atoms to that of the weights: what would change their length falls away."""
         across = gradient - (gradient * atoms).sum(-1, keepdim=True) * atoms
         assert self.w.grad is not None
@@ -327,20 +330,15 @@ class _Peer:
         return made.requires_grad_(False)
 
 
-def _fixed(mean: Tensor, config: MfrConfig) -> list[list[Tensor]]:
+def _fixed(mean: Tensor, config: MfrConfig) -> list[Tensor]:
     """What the controls pull to: random atoms for every pair, or one order of the coordinates."""
     generator = torch.Generator().manual_seed(10_000 + config.seed)
     if config.towards == "shuffled":
-        return [[torch.randperm(len(mean), generator=generator).to(mean.device)]]
+        return [torch.randperm(len(mean), generator=generator).to(mean.device)]
     if config.towards == "peers":
         return []
-    return [
-        [
-            unit(torch.randn(config.n_latents, len(mean), generator=generator)).to(mean.device)
-            for _ in range(config.peers - 1)
-        ]
-        for _ in range(config.peers)
-    ]
+    many = config.peers * (config.peers - 1)
+    return [unit(torch.randn(config.n_latents, len(mean), generator=generator)).to(mean.device) for _ in range(many)]
 
 
 def _check(batch: Tensor) -> None:
