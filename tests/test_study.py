@@ -220,7 +220,7 @@ def test_trees_stay_at_home_and_a_fresh_labs_trees_vanish(tmp_path: Path) -> Non
     assert tmp_path not in scratch.parents
     del lab
     assert not scratch.exists()
-    with pytest.raises(UsageError, match="tree key"):
+    with pytest.raises(UsageError, match="of trees"):
         Lab(home=tmp_path).tree_folder("../out")
 
 

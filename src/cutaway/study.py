@@ -207,7 +207,7 @@ class Lab:
     home: Path = field(default_factory=cache_home)
     progress: Callable[[Progress], None] = field(default=lambda progress: None)
     fresh: bool = False
-    """True: reuse no stored rollouts."""
+    """True: reuse nothing that was stored: rollouts, trained adapters, finished parts."""
     _models: dict[tuple[str, str], "Model"] = field(default_factory=dict, init=False, repr=False)
     _scratch: Path | None = field(default=None, init=False, repr=False)
 
@@ -220,13 +220,17 @@ class Lab:
             self._models[key] = load_model(spec, dtype=dtype)
         return self._models[key]
 
-    def tree_folder(self, key: str) -> Path:
-        """Folder of the branch tree called ``key`` (made when missing); a fresh lab takes its trees along."""
+    def folder(self, kind: str, key: str) -> Path:
+        """Folder ``kind/key`` of the cache (made when missing); a fresh lab's own one goes with the lab."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
-            raise UsageError(f"tree key {key!r}: use letters, digits, '.', '_' and '-' only")
-        folder = (self._scratch_folder() if self.fresh else self.home / "trees") / key
+            raise UsageError(f"key {key!r} of {kind}: use letters, digits, '.', '_' and '-' only")
+        folder = (self._scratch_folder() if self.fresh else self.home) / kind / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def tree_folder(self, key: str) -> Path:
+        """Folder of the branch tree called ``key``."""
+        return self.folder("trees", key)
 
     def _scratch_folder(self) -> Path:
         if self._scratch is None:

@@ -163,6 +163,7 @@ def test_a_ledger_that_may_only_be_read_says_so_before_the_work(
             assert len(list(lab.tree_folder("dice").iterdir())) == kept
 
     assert _ended(_fork(work)) == 0
+    assert not Path("file:").exists(), "a URI is no path"
 
 
 @pytest.mark.parametrize("content", [b"this is not a database, it is a letter" * 40, b"\0" * 4096])

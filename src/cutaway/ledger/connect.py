@@ -42,9 +42,10 @@ def parse_url(given: str | URL) -> URL:
 
 def open_engine(url: URL, timeout: float) -> Engine:
     """Connect; create the tables in an empty database. ``timeout``: seconds to wait for another writer."""
-    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-    if is_file:
-        folder = Path(str(url.database)).parent
+    name = str(url.database or "") if url.get_backend_name() == "sqlite" else ""
+    # What SQLite reads as a URI (file:...) is no path of ours to make.
+    if name and name != ":memory:" and not name.startswith("file:"):
+        folder = Path(name).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,6 +1,7 @@
 """The search: equal to circuits run one by one, never worse than the single query where it chooses, nested, pruned."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from cutaway.circuits.query_circuits import (
     search_query,
 )
 from cutaway.circuits.query_circuits.calibration import known_query
+from cutaway.circuits.query_circuits.kept import kept
 from cutaway.circuits.record import reference
 from cutaway.circuits.select import prune
 from cutaway.circuits.wiring import Wiring
@@ -122,8 +124,8 @@ def test_winners(speaker: Model, queries: list[Query]) -> None:
     for query in found.queries:
         for way in SEARCH.ways:
             assert np.array_equal(query.ndf[way], query.candidates[way].max(0))
-        for way, kept in query.kept.items():
-            assert (kept <= SEARCH.sizes).all(), way
+        for way, edges in query.kept.items():
+            assert (edges <= SEARCH.sizes).all(), way
         for mask, size in zip(query.masks, query.kept["wordings"], strict=True):
             assert mask.sum() == size
             assert np.array_equal(prune(wiring, mask), mask)
@@ -185,6 +187,40 @@ def test_interrupted_search_keeps_what_is_finished(speaker: Model, queries: list
     assert (len(found.queries), found.complete) == (2, False)
     whole = search_circuits(speaker, queries[:2], replace(SEARCH, ways=("single", "random")))
     assert np.allclose(found.values("single"), whole.values("single"))
+
+
+def test_a_stopped_search_goes_on_where_it_was(speaker: Model, queries: list[Query], tmp_path: Path) -> None:
+    def stop(done: float, total: float, note: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    search = replace(SEARCH, ways=("single", "wordings", "random"))
+    assert not search_circuits(speaker, queries[:2], search, folder=tmp_path, tick=stop).complete
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 1
+    again = search_circuits(speaker, queries[:2], search, folder=tmp_path)
+    assert before.items() < {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}.items(), "searched once more"
+    whole = search_circuits(speaker, queries[:2], search)
+    assert again.complete
+    assert again.to_dict() == whole.to_dict()
+    for ours, fresh in zip(again.queries, whole.queries, strict=True):
+        assert (ours.masks == fresh.masks).all()
+        assert ours.graph.header == fresh.graph.header
+        assert (ours.graph.scores == fresh.graph.scores).all()
+
+
+def test_what_is_kept_belongs_to_one_search_and_a_damaged_file_is_made_anew(
+    speaker: Model, queries: list[Query], tmp_path: Path
+) -> None:
+    search = replace(SEARCH, ways=("single", "random"))
+    search_circuits(speaker, queries[:1], search, folder=tmp_path)
+    (first,) = tmp_path.iterdir()
+    other = search_circuits(speaker, queries[:1], replace(search, steps=1), folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert other.to_dict() == search_circuits(speaker, queries[:1], replace(search, steps=1)).to_dict()
+    first.write_bytes(first.read_bytes()[:-100])
+    assert search_circuits(speaker, queries[:1], search, folder=tmp_path).complete
+    assert kept(first) is not None
 
 
 def test_memory_changes_nothing(speaker: Model, queries: list[Query]) -> None:

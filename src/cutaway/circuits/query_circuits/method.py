@@ -17,6 +17,7 @@ corrupted values agree; an answer is one token (the first one decides); other wo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from cutaway.circuits.pairs import Pair, Pairs
 from cutaway.circuits.patch import run
 from cutaway.circuits.query_circuits.candidates import Search, Sets, candidate_sets, score_matrices
 from cutaway.circuits.query_circuits.data import Query
+from cutaway.circuits.query_circuits.kept import keep, kept, place_of
 from cutaway.circuits.query_circuits.result import QueryCircuits, Searched
 from cutaway.circuits.record import Record, reference
 from cutaway.circuits.score import ndf, nfs
@@ -49,11 +51,13 @@ def search_circuits(
     *,
     grouping: Grouping | str = "shared",
     memory: int | None = None,
+    folder: Path | None = None,
     tick: Tick = lambda done, total, note: None,
 ) -> QueryCircuits:
     """Find the circuits of each of ``queries``; Ctrl-C returns those finished, ``complete=False``.
 
-    memory: bytes that runs may use; None takes a share of what is free. tick: queries done, in all, and which is next.
+    memory: bytes that runs may use; None takes a share of what is free. folder: where finished queries are kept, and
+    found again by a later search for the same. tick: queries done, in all, and which is next.
 
     >>> found = search_circuits(model, indirect_objects(model, 10).items)  # doctest: +SKIP
     >>> found.curve("wordings", "another corruption")  # doctest: +SKIP
@@ -69,7 +73,13 @@ def search_circuits(
     try:
         for query in queries:
             tick(float(len(done)), float(len(queries)), query.name[:60])
-            done.append(search_query(body, wiring, query, search, memory=memory))
+            path = folder and place_of(folder, model.fingerprint, wiring, query, search)
+            found = path and kept(path)
+            if not found:
+                found = search_query(body, wiring, query, search, memory=memory)
+                if path:
+                    keep(path, found)
+            done.append(found)
     except KeyboardInterrupt:
         complete = False
     return QueryCircuits(tuple(done), search.sizes, search.between, complete)

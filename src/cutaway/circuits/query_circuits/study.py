@@ -70,6 +70,7 @@ class QueryCircuitsStudy(Study[QueryCircuitsConfig]):
             queries.items,
             search,
             grouping=config.grouping,
+            folder=lab.folder("circuits", "queries"),
             tick=lambda done, total, note: lab.progress(Progress(done, total, "queries", note)),
         )
         if not found.queries:
