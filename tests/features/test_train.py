@@ -168,6 +168,9 @@ def test_bad_input() -> None:
         train([planted(10)[0]])
     with pytest.raises(UsageError, match="NaN"):
         train([torch.full((100, 4), torch.nan)], TrainConfig(n_latents=8, k=2, batch=100))
+    for alike in (torch.zeros(100, 4), torch.ones(100, 4) * 0.3):
+        with pytest.raises(UsageError, match="100 rows of a batch are all alike"):
+            train([alike], TrainConfig(n_latents=8, k=2, batch=100))
     with pytest.raises(UsageError, match="learn to copy"):
         train([planted(200)[0]], TrainConfig(n_latents=40, k=2, batch=100, skip=True))
     with pytest.raises(UsageError, match="needs the rows it writes"):

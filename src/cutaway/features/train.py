@@ -126,7 +126,7 @@ def train(
 
     Chunks that are pairs of matrices, what is read and what is written, train a transcoder.
 
-    Ctrl-C returns what was learnt so far. UsageError for rows too few for one batch or with NaN.
+    Ctrl-C returns what was learnt so far. UsageError for rows too few for one batch, with NaN or all alike.
     """
     config = config or TrainConfig()
     trainer: Trainer | None = None
@@ -191,11 +191,11 @@ class Trainer:
     ) -> None:
         if config.skip and written is None:
             raise UsageError("skip: for transcoders; a dictionary of one place would learn to copy it")
-        _check(first)
+        check_rows(first)
         self.config, self.done, self.rows, self.transcoder = config, 0, 0, written is not None
         activation = {"batchtopk": "topk"}.get(config.kind, config.kind)
         target = first if written is None else written
-        _check(target)
+        check_rows(target)
         self.scale, self.scale_out = _scale(first), _scale(target)
         self.dictionary = SparseDictionary(
             first.shape[1],
@@ -221,11 +221,11 @@ class Trainer:
         """Take one step; UsageError for NaN, and for a transcoder without what it is to write."""
         if (written is not None) != self.transcoder:
             raise UsageError("a transcoder needs the rows it writes at every step, another dictionary at none")
-        _check(batch)
+        check_rows(batch)
         x = batch.float() * self.scale
         y = x
         if written is not None:
-            _check(written)
+            check_rows(written)
             y = written.float() * self.scale_out
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.done)
@@ -407,9 +407,12 @@ def _scale(rows: Tensor) -> float:
     return float((rows.shape[1] / rows.float().square().sum(-1).mean()).sqrt())
 
 
-def _check(batch: Tensor) -> None:
-    if not bool(torch.isfinite(batch).all()):
-        raise UsageError("activations contain NaN or infinity; the model's outputs overflowed")
+def check_rows(batch: Tensor) -> None:
+    """Raise UsageError for rows [row d] that nothing can be learnt from: NaN or infinity, or all of them alike."""
+    if batch.ndim != 2 or not bool(torch.isfinite(batch).all()):
+        raise UsageError("rows contain NaN or infinity, or are no matrix [row d]")
+    if bool((batch == batch[:1]).all()):
+        raise UsageError(f"the {len(batch)} rows of a batch are all alike: nothing can be learnt from them")
 
 
 def _tangent(atoms: nn.Parameter) -> None:

@@ -175,6 +175,8 @@ def test_bad_input() -> None:
         config(weight=-1.0)
     with pytest.raises(UsageError, match="fewer than one batch"):
         train_peers([PLANTED.rows(5)], config())
+    with pytest.raises(UsageError, match="all alike"):
+        train_peers([torch.zeros(128, 24)], config())
     trainer = PeerTrainer(PLANTED.rows(128), config())
     before = [peer.w.detach().clone() for peer in trainer.peers]
     with pytest.raises(UsageError, match="NaN"):

@@ -39,7 +39,7 @@ from cutaway.features.dictionary import Provenance
 from cutaway.features.kernels import by_latent, decoded, summed
 from cutaway.features.mfr_sae.similarity import Matching, Pairs, pairs, unit
 from cutaway.features.sparse import SparseDictionary
-from cutaway.features.train import batches
+from cutaway.features.train import batches, check_rows
 
 Towards = Literal["peers", "random", "shuffled"]
 
@@ -140,7 +140,7 @@ def train_peers(
 ) -> Peers:
     """Train peers on ``rows``, chunks [row d] of any length, mixed already; Ctrl-C returns what was learnt so far.
 
-    UsageError for NaN and for rows too few for one batch.
+    UsageError for rows too few for one batch, with NaN or all alike.
     """
     trainer: PeerTrainer | None = None
     history: list[PeersStep] = []
@@ -179,7 +179,7 @@ class PeerTrainer:
     """Peers in training: one batch in, one step out."""
 
     def __init__(self, first: Float[Tensor, "row d"], config: MfrConfig) -> None:
-        _check(first)
+        check_rows(first)
         self.config, self.done, self.rows = config, 0, 0
         self.scale = float((first.shape[1] / first.float().square().sum(-1).mean()).sqrt())
         mean = first.float().mean(0) * self.scale
@@ -189,8 +189,8 @@ class PeerTrainer:
 
     @torch.no_grad()
     def step(self, batch: Float[Tensor, "row d"]) -> PeersStep:
-        """Take one step with every peer; UsageError for NaN, before any of them has changed."""
-        _check(batch)
+        """Take one step with every peer; UsageError as `train_peers` raises it, before any of them has changed."""
+        check_rows(batch)
         x = batch.float() * self.scale
         spread = (x - x.mean(0)).square().sum()
         atoms = [unit(peer.w) for peer in self.peers]
@@ -339,8 +339,3 @@ def _fixed(mean: Tensor, config: MfrConfig) -> list[Tensor]:
         return []
     many = config.peers * (config.peers - 1)
     return [unit(torch.randn(config.n_latents, len(mean), generator=generator)).to(mean.device) for _ in range(many)]
-
-
-def _check(batch: Tensor) -> None:
-    if batch.ndim != 2 or not bool(torch.isfinite(batch).all()):
-        raise UsageError("rows contain NaN or infinity, or are no matrix [row d]")
