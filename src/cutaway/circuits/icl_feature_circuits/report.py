@@ -117,7 +117,12 @@ def _graph(graph: TaskGraph) -> list[Finding]:
     if graph.curve is None:
         items.append(Finding(f"{name}: faithfulness", None, undefined=graph.why))
     elif graph.curve.circuit is None:
-        why = f"no threshold reaches {graph.curve.share:.0%} of the metric's range"
+        tried = (
+            "no threshold"
+            if graph.curve.complete
+            else f"none of the {len(graph.curve.points)} thresholds before the stop"
+        )
+        why = f"{tried} reaches {graph.curve.share:.0%} of the metric's range"
         items.append(Finding(f"{name}: faithfulness", None, undefined=why))
     else:
         point = graph.curve.circuit
