@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cutaway.errors import CutawayError, UsageError
 from cutaway.grading import auto_outcome, parse_outcome
-from cutaway.sampling import Engine, Request, Settings, Trace, make_trace
+from cutaway.sampling import Engine, Request, Rollout, Settings, Trace, make_trace, sample
 from cutaway.study import StudyConfig
 
 if TYPE_CHECKING:
@@ -103,15 +103,9 @@ def sample_trace(
 
     CutawayError when none does, with the end of one of them.
     """
-    from cutaway.sampling import sample
-
     last = ""
     for first in range(0, tries, 4):
-        seeds = tuple(seed * 1000 + k for k in range(first, min(first + 4, tries)))
-        requests = [Request(tuple(prompt), seeds, settings)]
-        stream = sample(tree, engine, requests) if tree is not None else engine.stream(requests)
-        found = {rollout.seed: rollout for _, rollout in stream}
-        for each in (found[s] for s in seeds):
+        for each in draw_candidates(engine, prompt, settings, range(first, min(first + 4, tries)), seed, tree):
             last = decode(each.ids)
             if each.finish == "stop" and outcome(last) is not None:
                 return make_trace(prompt, each, settings, decode)
@@ -119,3 +113,22 @@ def sample_trace(
         f"no answer in {tries} sampled traces (max_tokens={settings.max_tokens}); ask for the answer in the "
         f"prompt, choose another outcome or raise max_tokens. One trace ended: {last[-80:]!r}"
     )
+
+
+def draw_candidates(
+    engine: Engine,
+    prompt: Sequence[int],
+    settings: Settings,
+    numbers: Sequence[int],
+    seed: int = 0,
+    tree: "BranchTree | None" = None,
+) -> list[Rollout]:
+    """The continuations of a prompt with these draw numbers, from which the trace to examine is chosen.
+
+    They are drawn apart from the rollouts that the trace is compared with (`rollouts.draw_rollouts`).
+    """
+    seeds = tuple(seed * 1000 + k for k in numbers)
+    requests = [Request(tuple(prompt), seeds, settings)]
+    stream = sample(tree, engine, requests) if tree is not None else engine.stream(requests)
+    found = {rollout.seed: rollout for _, rollout in stream}
+    return [found[s] for s in seeds]

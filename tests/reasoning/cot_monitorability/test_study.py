@@ -16,6 +16,7 @@ from cutaway.reasoning.cot_monitorability.calibration import all_rates
 from cutaway.reasoning.cot_monitorability.data import KINDS, Question, StepMonitor, letter_questions, split_run
 from cutaway.reasoning.cot_monitorability.monitors import Reading
 from cutaway.reasoning.cot_monitorability.study import CotMonitorability, CotMonitorabilityConfig
+from cutaway.reasoning.source import ask
 from cutaway.reasoning.view import TraceView
 from cutaway.sampling import LocalEngine, Settings
 from cutaway.study import Lab
@@ -121,6 +122,17 @@ def test_a_second_model_reads_and_a_judge_that_will_not_answer_has_no_number(ben
     assert items["sentences likelier as written than reordered"].value > 0.5  # it wrote them
     assert "neither yes nor no" in items["g-mean^2 of judge, chain, intervention"].undefined
     assert list(found.inputs) == ["weights:" + bench.model("planted", "float32").name]
+
+
+def test_a_question_at_hand_is_the_one_that_other_studies_examine(bench, found):
+    model = bench.model("planted", "float32")
+    prompt, outcome = json.loads(found.artifacts["view.json"])["prompt"], r"regex:answer is (\w)"
+    config = CONFIG.model_copy(update={"prompt": prompt, "outcome": outcome, "watched": False, "problems": 4})
+    view = json.loads(CotMonitorability().run(config, bench).artifacts["view.json"])
+    asked = ask(LocalEngine(model), prompt, outcome, settings=Settings(1.0, 1.0, 0, 30))
+    assert tuple(view["sentences"]) == asked.trace.texts(model.decode)
+    assert view["answer"] == asked.outcome("".join(view["sentences"]))
+    assert {track["name"] for track in view["tracks"]} >= {"monitor: rule"}
 
 
 def test_without_effect_nothing_is_claimed(tmp_path, monkeypatch):

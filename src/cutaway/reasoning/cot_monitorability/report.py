@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cutaway.charts import Chart, Series
-from cutaway.reasoning.cot_monitorability.data import Question
 from cutaway.reasoning.cot_monitorability.gate import Gate
 from cutaway.reasoning.cot_monitorability.method import (
     Monitorability,
@@ -212,7 +211,10 @@ def _by_scope(found: Evidence, scopes: Sequence[str]) -> tuple[Series, ...]:
     return tuple(out)
 
 
-def artifacts(found: Evidence, monitors: Sequence[Monitor], runs: "Runs") -> dict[str, bytes]:
+def artifacts(
+    found: Evidence, monitors: Sequence[Monitor], runs: "Runs", given: tuple[str, tuple[str, ...], str] | None = None
+) -> dict[str, bytes]:
+    """What the run keeps; the view is of the question that was ``given`` (prompt, sentences, answer), if any was."""
     body = {
         "results": [each.to_dict() for each in found.results],
         "controls": [each.to_dict() for each in found.controls],
@@ -223,21 +225,25 @@ def artifacts(found: Evidence, monitors: Sequence[Monitor], runs: "Runs") -> dic
     out = {"monitorability.json": _json(body)}
     scored = {sample.problem for sample in found.samples}
     run = next((r for r in cued(runs) if r.sample.problem in scored and r.sample.chain), None)
-    if run is not None:
-        out["view.json"] = _json(_view(run, monitors, runs.questions).to_dict())
+    if given is not None:
+        out["view.json"] = _json(_view(monitors, *given, question=given[0]).to_dict())
+    elif run is not None:
+        asked = next(each for each in runs.questions if each.name == run.sample.problem)
+        sentences, meta = (*run.sample.chain, run.sample.action), {"hinted letter": asked.hinted}
+        shown = _view(monitors, asked.prompt(1), sentences, run.answer or "no answer", question=run.sample.question)
+        out["view.json"] = _json(replace(shown, meta=meta | {"correct letter": asked.correct}).to_dict())
     return out
 
 
-def _view(run: "Run", monitors: Sequence[Monitor], questions: Sequence[Question]) -> TraceView:
-    question = next(each for each in questions if each.name == run.sample.problem)
-    sentences = (*run.sample.chain, run.sample.action)
+def _view(
+    monitors: Sequence[Monitor], prompt: str, sentences: tuple[str, ...], answer: str, *, question: str
+) -> TraceView:
     return TraceView(
         title="What monitors see, sentence by sentence",
-        prompt=question.prompt(1),
+        prompt=prompt,
         sentences=sentences,
-        answer=run.answer or "no answer",
-        tracks=tuple(monitor_track(each, sentences, run.sample.question, ID) for each in monitors),
-        meta={"hinted letter": question.hinted, "correct letter": question.correct},
+        answer=answer,
+        tracks=tuple(monitor_track(each, sentences, question, ID) for each in monitors),
     )
 
 

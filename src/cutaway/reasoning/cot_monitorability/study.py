@@ -64,6 +64,11 @@ class CotMonitorabilityConfig(StudyConfig):
     """Second model that has to paraphrase sentences and recognise them (legibility); empty: none."""
     discovery: float = Field(0.4, gt=0, lt=1)
     """Share of the questions that learning monitors learn from; every monitor is scored on the others."""
+    prompt: str = ""
+    """A question whose trace the monitors also read, sentence by sentence: with the same sampling and seed the one that
+    other studies examine, so that they share a page. Empty: a hinted run of the study's own."""
+    outcome: str = "auto"
+    """What reads the answer to that question: number, letter[:A,B], choice:x,y, boxed, regex:PATTERN."""
     watched: bool = False
     """Sample again under "your reasoning is monitored", and run the regression gate against the plain prompt."""
     tolerance: float = Field(0.0, ge=0)
@@ -97,6 +102,7 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
             relevance = _relevance(model, engine, runs, config.seed, tree) if runs.complete else None
             reused = tree.cost
         heard = _heard(config, lab, scored) if runs.complete else None
+        told = _told_trace(config, lab, model, engine) if config.prompt and runs.complete else None
         checked = _check(scored, again, config) if again is not None else None
         pressure = tuple(
             press(_told(scored), monitors[0], name, design="outcome", seed=config.seed) for name in REWRITES
@@ -105,7 +111,7 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
         return Findings(
             items=(*behaviour(runs), *scores(results, controls), *learned(monitors), *absent, *properties(found)),
             summary=summary(found, runs),
-            artifacts=artifacts(found, monitors, runs),
+            artifacts=artifacts(found, monitors, runs, told),
             charts=charts(found),
             inputs=dict(sorted(_weights(config, lab).items())),
             cost=engine.cost + reused,
@@ -245,6 +251,20 @@ def _relevance(
     return causal_relevance(
         engine, trace, chain, conclude, LETTER, model.decode, model.encode, n=10, seed=seed, tree=tree
     )
+
+
+def _told_trace(
+    config: CotMonitorabilityConfig, lab: Lab, model: "Model", engine: "LocalEngine"
+) -> tuple[str, tuple[str, ...], str]:
+    """The question at hand, the sentences of its trace, and the answer."""
+    from cutaway.reasoning.source import ask, tree_key
+    from cutaway.sampling import BranchTree, Settings
+
+    settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
+    with BranchTree.open(lab.tree_folder(tree_key(model, config.prompt)), model.fingerprint) as tree:
+        asked = ask(engine, config.prompt, config.outcome, settings=settings, seed=config.seed, tree=tree)
+    answer = asked.outcome(model.decode(asked.trace.ids))
+    return config.prompt, asked.trace.texts(model.decode), answer or "no answer"
 
 
 def _heard(config: CotMonitorabilityConfig, lab: Lab, samples: Sequence[Sample]) -> Heard | None:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 TRIES = 40
 """Chains drawn in search of one that can be examined."""
-APART = 1_000_003
-"""Added to the seed of chains, so that no chain is among the rollouts that it is compared with."""
 
 
 class ThoughtBranchesConfig(StudyConfig):
@@ -176,15 +174,16 @@ class _Question:
         return found[0]
 
     def chains(self, pool: "Pool", prompt: "Ids", k: int) -> "tuple[Chain, ...]":
-        """The first ``k`` such chains of a prompt, drawn apart from the rollouts that they are compared with."""
-        from cutaway.reasoning.thought_branches.chain import Chain, Pool
+        """The first ``k`` such chains of a prompt; with the same settings the first is the trace of other studies."""
+        from cutaway.reasoning.source import draw_candidates
+        from cutaway.reasoning.thought_branches.chain import Chain
         from cutaway.sampling import make_trace
 
         config, decode = self.config, self.model.decode
-        apart = Pool(pool.engine, pool.settings, seed=config.seed + APART, tree=pool.tree, report=pool.report)
         found: list[Chain] = []
         for tried in range(0, TRIES, 4):
-            for rollout in apart.first(prompt, tried + 4)[tried:]:
+            numbers = range(tried, tried + 4)
+            for rollout in draw_candidates(pool.engine, prompt, pool.settings, numbers, config.seed, pool.tree):
                 own = self.outcome(decode(rollout.ids))
                 if rollout.finish == "stop" and own is not None and config.end_mark in decode(rollout.ids):
                     trace = make_trace(prompt, rollout, pool.settings, decode)
