@@ -24,7 +24,7 @@ Span = tuple[int, int]
 FLOOR = 1e-9
 CHUNK = 128
 """Positions whose logits are held at once."""
-STRETCH = 256
+STRETCH = 128
 """Queries that attend at once; keys later than all of them are left out."""
 REACH = "cutaway_reach"
 
