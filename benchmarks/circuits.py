@@ -24,10 +24,10 @@ from timing import Claim, claim, interleaved, options, ratios, report
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings, edge_scores, header
+from cutaway.circuits.attribution import Settings, edge_scores, header
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.query_circuits import Search, candidate_sets, indirect_objects, place, score_matrices
 from cutaway.circuits.select import prune
 from cutaway.circuits.wiring import Wiring

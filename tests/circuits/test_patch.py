@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cutaway.circuits.anatomy import anatomy
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import record, reference
 from cutaway.circuits.wiring import Grouping, Wiring

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.circuits.anatomy import anatomy
 from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import reference
 from cutaway.circuits.select import (

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cutaway.circuits.attribute import Settings, attribute
-from cutaway.circuits.evaluate import curve, evaluate
+from cutaway.circuits.attribution import Settings, attribute
+from cutaway.circuits.evaluation import curve, evaluate
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import Pair, Pairs
 from cutaway.circuits.select import fitted, prune, smallest, top

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.circuits.attribute import Settings, attribute
-from cutaway.circuits.evaluate import curve, evaluate
+from cutaway.circuits.attribution import Settings, attribute
+from cutaway.circuits.evaluation import curve, evaluate
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.items import split
 from cutaway.circuits.pairs import Pair, Pairs

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from cutaway.charts import Chart, Series
-from cutaway.circuits.anatomy import anatomy
 from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.items import Items, as_groups, circuit_values, clusters
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.score import LEAST, SHARES, Faithfulness, cmd, cpr, faithfulness, ndf
 from cutaway.circuits.select import By, fitted, prune, randomised, shuffled, top
 from cutaway.errors import UsageError, nearest

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.circuits.anatomy import Anatomy, Block
 from cutaway.circuits.grouping import ungrouped
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import Anatomy, Block
 from cutaway.circuits.record import Beginning, Record
 from cutaway.circuits.wiring import Wiring
 from cutaway.model.families import module_input, with_input

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cutaway.circuits.anatomy import Anatomy
+from cutaway.circuits.parts import Anatomy
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError
 

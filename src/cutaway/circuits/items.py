@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from cutaway.circuits.anatomy import Anatomy
-from cutaway.circuits.attribute import Settings, attribute
+from cutaway.circuits.attribution import Settings, attribute
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.memory import plan
 from cutaway.circuits.pairs import Pair, Pairs, by_length
+from cutaway.circuits.parts import Anatomy
 from cutaway.circuits.patch import bytes_per_circuit, run
 from cutaway.circuits.record import Ablation, reference
 from cutaway.circuits.wiring import Grouping, Wiring

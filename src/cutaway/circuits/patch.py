@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cutaway.circuits.anatomy import Anatomy
 from cutaway.circuits.grouping import ungrouped
 from cutaway.circuits.memory import plan
+from cutaway.circuits.parts import Anatomy
 from cutaway.circuits.record import Beginning, Record, beginning, record
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from cutaway.circuits.anatomy import Anatomy
+from cutaway.circuits.parts import Anatomy
 from cutaway.circuits.wiring import Wiring
 from cutaway.errors import UsageError, nearest
 

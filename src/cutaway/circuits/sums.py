@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.circuits.anatomy import Anatomy, Block, Norm
 from cutaway.circuits.gradients import Seen
+from cutaway.circuits.parts import Anatomy, Block, Norm
 from cutaway.circuits.record import Record
 from cutaway.circuits.wiring import Wiring
 

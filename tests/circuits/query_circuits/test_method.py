@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings, edge_scores, header
+from cutaway.circuits.attribution import Settings, edge_scores, header
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.query_circuits import (
     CHOSEN,

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings, edge_scores
+from cutaway.circuits.attribution import Settings, edge_scores
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import reference
 from cutaway.circuits.wiring import Wiring

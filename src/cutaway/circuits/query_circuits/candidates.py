@@ -7,10 +7,10 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cutaway.circuits.anatomy import Anatomy
-from cutaway.circuits.attribute import Rule, Settings, edge_scores
+from cutaway.circuits.attribution import Rule, Settings, edge_scores
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import by_length
+from cutaway.circuits.parts import Anatomy
 from cutaway.circuits.query_circuits.data import Query
 from cutaway.circuits.select import top
 from cutaway.circuits.wiring import Wiring

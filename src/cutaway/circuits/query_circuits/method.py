@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from cutaway.circuits.anatomy import Anatomy, anatomy
-from cutaway.circuits.attribute import header
+from cutaway.circuits.attribution import header
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import Pair, Pairs
+from cutaway.circuits.parts import Anatomy, anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.query_circuits.candidates import Search, Sets, candidate_sets, score_matrices
 from cutaway.circuits.query_circuits.data import Query

@@ -5,8 +5,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from cutaway.circuits.attribute import Settings, attribute
-from cutaway.circuits.compare import compare, jaccard, transfer
+from cutaway.circuits.attribution import Settings, attribute
+from cutaway.circuits.comparison import compare, jaccard, transfer
 from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.pairs import Pair, Pairs
 from cutaway.circuits.select import prune, random_mask, top

@@ -21,13 +21,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cutaway.charts import Chart, Series
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings
+from cutaway.circuits.attribution import Settings
 from cutaway.circuits.curves import CONTROLS, Area, Curve, checked_ablation, curve
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.items import Items, Split, attribute_all, circuit_values, clusters, split
 from cutaway.circuits.knockout import Completeness, Minimality, completeness, minimality
 from cutaway.circuits.pairs import Pair
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.score import Faithfulness, PerItem, faithfulness, ndf, nfs
 from cutaway.circuits.select import By, fitted, prune, top
 from cutaway.circuits.wiring import Grouping

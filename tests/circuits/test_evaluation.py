@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings, attribute
-from cutaway.circuits.evaluate import curve, evaluate, find, split
+from cutaway.circuits.attribution import Settings, attribute
+from cutaway.circuits.evaluation import curve, evaluate, find, split
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.items import attribute_all, circuit_values, clusters
 from cutaway.circuits.knockout import completeness, minimality
 from cutaway.circuits.pairs import Pair, Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import reference
 from cutaway.circuits.select import prune, random_mask, top

@@ -14,9 +14,9 @@ from jaxtyping import Bool
 from scipy import stats
 
 from cutaway.charts import Heat
-from cutaway.circuits.anatomy import Anatomy, anatomy
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.items import Items, circuit_values, clusters
+from cutaway.circuits.parts import Anatomy, anatomy
 from cutaway.circuits.score import Faithfulness, faithfulness
 from cutaway.circuits.select import fitted, randomised, shuffled
 from cutaway.circuits.wiring import Wiring

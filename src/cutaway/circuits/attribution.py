@@ -34,11 +34,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.circuits.anatomy import Anatomy, anatomy
 from cutaway.circuits.gradients import gradients
 from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.memory import plan
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import Anatomy, anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import Ablation, beginning, record, reference
 from cutaway.circuits.sums import Sums

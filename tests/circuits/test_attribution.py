@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.circuits.anatomy import anatomy
-from cutaway.circuits.attribute import Settings, attribute, edge_scores
+from cutaway.circuits.attribution import Settings, attribute, edge_scores
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.pairs import Pairs
+from cutaway.circuits.parts import anatomy
 from cutaway.circuits.patch import run
 from cutaway.circuits.record import Record, record, reference
 from cutaway.circuits.wiring import Grouping, Wiring
