@@ -18,8 +18,7 @@ from timing import claim, interleaved, options, ratios, report
 from cutaway.features.attention_mlp import attribute, reader
 from cutaway.features.attention_mlp.reading import linear
 from cutaway.features.corpus import open_corpus
-from cutaway.features.neuron2graph import Settings, fit, prune, read, saliency, speller, windows
-from cutaway.features.neuron2graph.method import Snippet
+from cutaway.features.neuron2graph import Settings, Snippet, fit, prune, read, saliency, speller, windows
 from cutaway.features.unit import ModelUnit, neuron
 from cutaway.model import Model, load_model
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import CutawayError, UsageError
-from cutaway.features.neuron2graph import NeuronGraph, Trie, gap_summary, normalise, overlap
+from cutaway.features.neuron2graph import NeuronGraph, Trie, draw, gap_summary, normalise, overlap
 from cutaway.features.neuron2graph.graph import Matching, Path, path_of
 from cutaway.features.neuron2graph.survey import trimmed
 
@@ -159,16 +159,16 @@ def test_drawings_are_safe_and_whole() -> None:
     trie = Trie()
     trie.insert(nasty, 1.0, [1.0] * 5)
     trie.insert(("plain",), 0.2, [1.0])
-    svg = trie.graph("<b>&'\x07", None, "all").to_svg()
+    svg = draw(trie.graph("<b>&'\x07", None, "all"))
     root = ElementTree.fromstring(svg)
     assert "script" not in {element.tag.rpartition("}")[2] for element in root.iter()}
     shown = [element.text or "" for element in root.iter() if element.tag.endswith("text")]
     assert "<script>aler\u2026" in shown
     assert "\u25a1\u25a1" in shown
     assert "1" in shown  # one token ignored
-    assert "no pattern" in graph_of({}).to_svg()
+    assert "no pattern" in draw(graph_of({}))
     many = graph_of({(word, other): 1.0 for word in WORDS for other in WORDS})
-    assert "the 3 most frequent of 16" in many.to_svg(limit=3)
+    assert "the 3 most frequent of 16" in draw(many, limit=3)
 
 
 def test_graphs_are_alike_by_the_tokens_of_both_roles() -> None:

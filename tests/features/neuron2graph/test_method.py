@@ -26,8 +26,8 @@ from cutaway.features.neuron2graph import (
     vary,
 )
 from cutaway.features.neuron2graph.calibration import SETTINGS, planted
-from cutaway.features.neuron2graph.method import augment
 from cutaway.features.neuron2graph.snippets import halves
+from cutaway.features.neuron2graph.steps import augment
 from cutaway.features.unit import Unit, function, head, latent, neuron
 from cutaway.model import Model
 from cutaway.planted.rules import WORDS, rule
@@ -163,7 +163,7 @@ def test_one_graph_whichever_way_it_is_read(model: Model) -> None:
             spell=spell,
             settings=settings,
             propose=nearest_tokens(model),
-            text=rows[:8],
+            text=known.of(0)[:8],
         )
         graphs.append(made.graph.to_dict()["nodes"])
     for other in graphs[1:]:

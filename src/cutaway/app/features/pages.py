@@ -135,10 +135,10 @@ def _graph(graph: dict[str, Any] | None) -> Markup | str:
     """Return a unit's graph as SVG; graphs of other tools that cannot be read are left out."""
     if graph is None:
         return ""
-    from cutaway.features.neuron2graph import NeuronGraph
+    from cutaway.features.neuron2graph import NeuronGraph, draw
 
     try:
-        return Markup(NeuronGraph.from_dict(graph).to_svg())
+        return Markup(draw(NeuronGraph.from_dict(graph)))
     except CutawayError:
         return ""
 

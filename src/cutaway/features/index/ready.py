@@ -239,7 +239,7 @@ def make_graphs(
                     spell=spell,
                     settings=settings,
                     propose=propose,
-                    text=read.rows,
+                    text=read.of(at),
                 )
                 if not found.complete:
                     return made, False

@@ -6,17 +6,7 @@ from cutaway.lazy import on_demand
 
 if TYPE_CHECKING:
     from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Node, Overlap, Trie, gap_summary, overlap
-    from cutaway.features.neuron2graph.method import (
-        Fitted,
-        Pruned,
-        Saliency,
-        Settings,
-        Snippet,
-        fit,
-        prune,
-        published,
-        saliency,
-    )
+    from cutaway.features.neuron2graph.method import Fitted, fit
     from cutaway.features.neuron2graph.scores import Score, judge, lookups, score
     from cutaway.features.neuron2graph.snippets import (
         listed,
@@ -26,6 +16,8 @@ if TYPE_CHECKING:
         read,
         windows,
     )
+    from cutaway.features.neuron2graph.steps import Pruned, Saliency, Settings, Snippet, prune, published, saliency
+    from cutaway.features.neuron2graph.svg import draw
     from cutaway.features.neuron2graph.tokens import normalise, speller, start_tokens
     from cutaway.features.neuron2graph.variants import vary
 
@@ -41,6 +33,7 @@ __all__ = [
     "Settings",
     "Snippet",
     "Trie",
+    "draw",
     "fit",
     "gap_summary",
     "judge",

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from cutaway.errors import UsageError
-from cutaway.features.neuron2graph.method import Settings, fit
+from cutaway.features.neuron2graph.method import fit
 from cutaway.features.neuron2graph.snippets import listed, read
+from cutaway.features.neuron2graph.steps import Settings
 from cutaway.features.neuron2graph.survey import Surveyed, survey
 from cutaway.features.unit import function
 from cutaway.planted.rules import WORDS, Rule, RuleName, rule

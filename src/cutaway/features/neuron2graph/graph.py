@@ -166,12 +166,6 @@ class NeuronGraph:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CutawayError(f"not a neuron's graph: {error!r}") from error
 
-    def to_svg(self, limit: int = 60) -> str:
-        """Return a drawing of the ``limit`` patterns with most samples; every text is escaped."""
-        from cutaway.features.neuron2graph.svg import draw
-
-        return draw(self, limit)
-
     def way(self, node: int) -> list[Node]:
         """Return the nodes from an activating token to ``node``."""
         way: list[Node] = []

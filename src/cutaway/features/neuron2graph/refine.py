@@ -8,30 +8,31 @@ found where it is the one that predicts; one seen nowhere keeps its samples.
 
 from collections.abc import Sequence
 
-from cutaway.features.neuron2graph import method
 from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Path, Trie
+from cutaway.features.neuron2graph.steps import Row, Settings, Snippet, insert, prune
 from cutaway.features.neuron2graph.tokens import Spell, normalise
 from cutaway.features.neuron2graph.variants import vary
-from cutaway.features.unit import Unit, read_rows
+from cutaway.features.unit import Unit
 
 
 def refine(
     trie: Trie,
     unit: Unit,
-    text: Sequence[Sequence[int]],
+    text: Sequence[tuple[Row, Sequence[float]]],
     *,
     largest: float,
     spell: Spell,
-    settings: "method.Settings",
+    settings: Settings,
 ) -> list[tuple[int, int]]:
     """Change ``trie`` in place; return (misses, false alarms) that became patterns, round by round.
 
-    ``text`` is rows without start tokens. It ends early when a round finds nothing new.
+    ``text`` is rows without start tokens and the feature's values on them. It ends early when a round finds nothing
+    new.
     """
-    skip = len(settings.start)
-    full = [(*settings.start, *row) for row in text]
-    values = {i: (found[skip:, 0] / largest).tolist() for i, found in read_rows([unit], full)}
-    tokens = [[spell(token) for token in row] for row in text]
+    rows = [row for row, _ in text]
+    full = [(*settings.start, *row) for row in rows]
+    values = [[value / largest for value in found] for _, found in text]
+    tokens = [[spell(token) for token in row] for row in rows]
     added = []
     for _ in range(settings.rounds):
         graph = trie.graph(unit.name, spell, "all")
@@ -39,7 +40,7 @@ def refine(
         places = [(r, i) for r, row in enumerate(predicted) for i in range(len(row))]
         missed = [(r, i) for r, i in places if values[r][i] > settings.fires and predicted[r][i] < settings.fires]
         wolves = [(r, i) for r, i in places if values[r][i] <= settings.fires and predicted[r][i] >= settings.fires]
-        learnt = _learn(trie, unit, text, _spread(missed, tokens, settings.per_round), values, largest, spell, settings)
+        learnt = _learn(trie, unit, rows, _spread(missed, tokens, settings.per_round), values, largest, spell, settings)
         kept = _except(trie, unit, full, _spread(wolves, tokens, settings.per_round), graph, tokens, largest, settings)
         added.append((learnt, kept))
         if not learnt and not kept:
@@ -69,19 +70,19 @@ def _spread(places: Sequence[tuple[int, int]], tokens: Sequence[Sequence[str]], 
 def _learn(
     trie: Trie,
     unit: Unit,
-    text: Sequence[Sequence[int]],
+    rows: Sequence[Row],
     missed: Sequence[tuple[int, int]],
-    values: dict[int, list[float]],
+    values: Sequence[Sequence[float]],
     largest: float,
     spell: Spell,
-    settings: "method.Settings",
+    settings: Settings,
 ) -> int:
-    snippets = [method.Snippet(tuple(text[r]), i, values[r][i] * largest) for r, i in missed]
+    snippets = [Snippet(rows[r], i, values[r][i] * largest) for r, i in missed]
     if not snippets:
         return 0
-    found = [x for x in method.prune(unit, snippets, spell=spell, settings=settings, peak=False) if x is not None]
+    found = [x for x in prune(unit, snippets, spell=spell, settings=settings, peak=False) if x is not None]
     before = sum(map(bool, trie.values))
-    method.insert(trie, unit, found, largest=largest, spell=spell, settings=settings, propose=None, only=True)
+    insert(trie, unit, found, largest=largest, spell=spell, settings=settings, propose=None, only=True)
     return len(found) if sum(map(bool, trie.values)) > before else 0
 
 
@@ -93,7 +94,7 @@ def _except(
     graph: NeuronGraph,
     tokens: Sequence[Sequence[str]],
     largest: float,
-    settings: "method.Settings",
+    settings: Settings,
 ) -> int:
     """Mask what false alarms ignore, and up to five tokens behind their patterns, one at a time."""
     skip, filler = len(settings.start), settings.fillers[0]

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.features.corpus import Corpus
-from cutaway.features.neuron2graph.method import Propose, Snippet
+from cutaway.features.neuron2graph.steps import Propose, Row, Snippet
 from cutaway.features.unit import Unit, read_rows
 from cutaway.model import Model
-
-Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Read:
         order = sorted(range(len(self.rows)), key=lambda i: -float(peaks[i].values))
         found = [Snippet(self.rows[i], int(peaks[i].indices), float(peaks[i].values)) for i in order[:n]]
         return [each for each in found if each.value > 0]
+
+    def of(self, unit: int) -> list[tuple[Row, list[float]]]:
+        """Return the rows with a unit's values."""
+        return [(row, values[:, unit].tolist()) for row, values in zip(self.rows, self.values, strict=True)]
 
     def largest(self, unit: int) -> float:
         """Return the largest value of a unit."""

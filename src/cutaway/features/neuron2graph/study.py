@@ -14,8 +14,8 @@ from cutaway.charts import Chart, Series
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
-    from cutaway.features.neuron2graph.method import Propose, Settings
     from cutaway.features.neuron2graph.scores import Score
+    from cutaway.features.neuron2graph.steps import Propose, Settings
     from cutaway.features.neuron2graph.survey import Surveyed
     from cutaway.features.unit import Unit
     from cutaway.model import Model
@@ -144,8 +144,8 @@ def _units(model: "Model", config: NeuronToGraphConfig) -> "list[Unit]":
 def _settings(
     model: "Model", config: NeuronToGraphConfig, rows: Sequence[tuple[int, ...]], start: tuple[int, ...]
 ) -> "Settings":
-    from cutaway.features.neuron2graph.method import Settings, published
     from cutaway.features.neuron2graph.snippets import mask_tokens
+    from cutaway.features.neuron2graph.steps import Settings, published
 
     fillers = mask_tokens(model, config.fillers, rows, n=config.n_fillers, seed=config.seed)
     if config.paper:
@@ -230,12 +230,14 @@ def _summary(found: "Sequence[Surveyed]") -> str:
 
 
 def _artifacts(found: "Sequence[Surveyed]") -> dict[str, bytes]:
+    from cutaway.features.neuron2graph.svg import draw
+
     lines = "".join(json.dumps(each.to_dict(), ensure_ascii=False) + "\n" for each in found)
     artifacts = {"graphs.jsonl": lines.encode()}
     for each in found:
         if each.fitted is not None:
             file = re.sub(r"[^A-Za-z0-9._-]", "-", each.name.replace("-neurons", "minus-neurons"))
-            artifacts[f"{file}.svg"] = each.fitted.graph.to_svg().encode()
+            artifacts[f"{file}.svg"] = draw(each.fitted.graph).encode()
     return artifacts
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from cutaway.errors import UsageError, nearest
 from cutaway.features.dictionary import Dictionary
 from cutaway.features.neuron2graph.graph import NeuronGraph, Trie
-from cutaway.features.neuron2graph.method import Fitted, Propose, Settings, fit
+from cutaway.features.neuron2graph.method import Fitted, fit
 from cutaway.features.neuron2graph.scores import Predict, Score, judge, lookups
 from cutaway.features.neuron2graph.snippets import Read, halves
+from cutaway.features.neuron2graph.steps import Propose, Settings
 from cutaway.features.neuron2graph.tokens import Spell
 from cutaway.features.unit import Unit, head, latent, neuron
 from cutaway.model import Model
@@ -98,8 +99,8 @@ def one(
     made, kept = halves(snippets, seed)
     # The rows that test must not be refined on.
     tested = {each.ids for each in kept}
-    rows = [row for row in build.rows if row not in tested]
-    fitted = fit(unit, made, largest=largest, spell=spell, settings=settings, propose=propose, text=rows)
+    text = [pair for pair in build.of(at) if pair[0] not in tested]
+    fitted = fit(unit, made, largest=largest, spell=spell, settings=settings, propose=propose, text=text)
     known = [pair for pair in _rows(build, at, largest) if tuple(pair[0]) not in tested]
     predictors: dict[str, Predict] = {"graph": lambda tokens: fitted.graph.predict_tokens(tokens).tolist()}
     predictors |= lookups(known, spell)
@@ -156,4 +157,4 @@ def unit_named(model: Model, name: str, dictionary: Dictionary | None = None) ->
 
 
 def _rows(found: Read, at: int, largest: float) -> Rows:
-    return [(row, (values[:, at] / largest).tolist()) for row, values in zip(found.rows, found.values, strict=True)]
+    return [(row, [value / largest for value in values]) for row, values in found.of(at)]

@@ -8,7 +8,7 @@ _WIDTH, _HEIGHT, _STEP, _GAP = 120, 26, 150, 34
 _FONT = "font-family='ui-monospace, Menlo, Consolas, monospace' font-size='13'"
 
 
-def draw(graph: NeuronGraph, limit: int) -> str:
+def draw(graph: NeuronGraph, limit: int = 60) -> str:
     """Return an SVG of the ``limit`` patterns with most samples: activating tokens red, context blue.
 
     Runs of IGNORE are one dotted line with their length on it. Colour deepens with importance; patterns that predict
