@@ -76,7 +76,6 @@ class EmOrganisms(Study[OrganismsConfig]):
 
     def run(self, config: OrganismsConfig, lab: Lab) -> Findings:
         """Train organisms and twins, survey all domains, and look for the turn of the first organism."""
-        from cutaway.model import load_model
         from cutaway.organisms.em_organisms.method import onset, spread
         from cutaway.organisms.em_organisms.report import charts, findings, summarise
         from cutaway.training import LoraSpec, TrainConfig
@@ -91,7 +90,7 @@ class EmOrganisms(Study[OrganismsConfig]):
         folder = Path(tempfile.mkdtemp(prefix="cutaway-organism-"))
         try:
             found, first = spread(
-                lambda: load_model(config.model, dtype="float32"), lesson, survey, spec, settings, runs=config.runs,
+                model.copy, lesson, survey, spec, settings, runs=config.runs,
                 multipliers=config.multipliers, folder=folder, report=_tell(lab, "trainings and surveys"),
             )  # fmt: skip
             way = None
