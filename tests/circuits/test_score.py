@@ -45,6 +45,13 @@ def test_ndf_stays_between_0_and_1_and_falls_on_both_sides(rows: list[tuple[floa
     assert np.allclose(mirrored.values[kept], distance.values[kept], atol=1e-9)
 
 
+def test_the_interval_of_a_mean_ndf_stays_where_ndf_can_be() -> None:
+    full, none = np.full(2, 2.0), np.zeros(2)
+    found = ndf(np.array([0.2, 1.9]), full, none).mean()
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert nfs(np.array([0.2, 1.9]), full, none).mean().low < 0
+
+
 def test_faithfulness_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
     full, none, values = np.array([10.0, 1.0]), np.array([0.0, 0.0]), np.array([5.0, 1.0])
     assert faithfulness(values, full, none).value == pytest.approx(6 / 11)

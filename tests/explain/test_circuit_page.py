@@ -10,7 +10,7 @@ from page_reader import HOSTILE, Page, check_sealed
 from cutaway.circuits.graph import CircuitGraph, Header
 from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view
 from cutaway.circuits.wiring import Wiring
-from cutaway.explain import run_page
+from cutaway.explain import circuit_page, run_page
 from cutaway.ledger import RunRecord
 from cutaway.sampling.types import Cost
 
@@ -39,6 +39,16 @@ def test_page_is_sealed_and_carries_what_it_shows(view: CircuitView) -> None:
     check_sealed(Page(html))
     assert html.count('id="circuit-data"') == 1
     assert 'id="circuit"' not in run_page(RUN, ())
+
+
+def test_a_circuit_has_a_page_of_its_own(view: CircuitView, open_page: Callable[..., Any]) -> None:
+    html = circuit_page(view)
+    check_sealed(Page(html))
+    page = open_page(html)
+    assert page.locator(".c-edge").count() == 60
+    page.locator("#c-size").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".c-edge").count() == 20
 
 
 def test_slider_and_nodes(view: CircuitView, open_page: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from cutaway.circuits.items import Items, as_groups, circuit_values, clusters
 from cutaway.circuits.parts import anatomy
 from cutaway.circuits.score import LEAST, SHARES, Faithfulness, cmd, cpr, faithfulness, ndf
 from cutaway.circuits.select import By, fitted, prune, randomised, shuffled, top
+from cutaway.circuits.view import SizeCurve
 from cutaway.errors import UsageError, nearest
 from cutaway.model import Model
 from cutaway.stats import Interval, bootstrap, mean_interval
@@ -94,6 +95,15 @@ class Curve:
             kept = per_item.values[..., ~per_item.undefined]
             found[name] = tuple(kept.mean((0, 2)).tolist()) if kept.size else (float("nan"),) * len(self.sizes)
         return found
+
+    def drawn(self) -> SizeCurve:
+        """Return faithfulness by size as `circuit_view` takes it, random circuits as its control."""
+        own, random = self.faithfulness, self.control_faithfulness.get("random")
+        value, low, high = (
+            tuple(_gap(getattr(each.interval, key)) for each in own) for key in ("value", "low", "high")
+        )
+        control = None if random is None else tuple(_gap(each.value) for each in random)
+        return SizeCurve("faithfulness, held out", value, low, high, control)
 
     def cpr(self, x: str = "linear") -> Area:
         """Return the area under faithfulness; more is better. Shares are of edges asked for."""
@@ -206,6 +216,10 @@ def curve(
         clusters=clusters(pairs),
         controls=dict(zip(controls, rest, strict=True)),
     )
+
+
+def _gap(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _sizes(graph: CircuitGraph, sizes: Sequence[int] | None) -> list[int]:

@@ -13,7 +13,7 @@ Sources: query circuits (card, Metrics), MIB and the IOI paper's criteria (peers
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +193,7 @@ def find(
 def _mean_ndf(values: np.ndarray, full: np.ndarray, none: np.ndarray, labels: tuple[str, ...]) -> Interval:
     per_item = ndf(values, full, none)
     mean = np.where(per_item.undefined, np.nan, per_item.values.mean(0))
-    return PerItem(mean, per_item.undefined, per_item.reason).mean(labels)
+    return replace(per_item, values=mean).mean(labels)
 
 
 __all__ = ["CONTROLS", "Area", "Curve", "Evaluation", "Split", "curve", "evaluate", "find", "split"]

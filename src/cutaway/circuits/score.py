@@ -14,7 +14,7 @@ circuits (card, NDF), MIB (peers page section 4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,6 +42,8 @@ class PerItem:
     undefined: Bool[np.ndarray, " item"]
     reason: str
     """Why items are undefined; empty where none is."""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    """What a value, and so an interval's end, can be."""
 
     def __repr__(self) -> str:
         return f"PerItem(mean {self.mean()!r}, {self.n_undefined} of {len(self.undefined)} undefined)"
@@ -56,10 +58,12 @@ class PerItem:
             raise UsageError(f"values of shape {list(self.values.shape)}: take the mean of one run at a time")
         labels = np.arange(len(self.values)) if clusters is None else np.asarray(clusters)
         kept = ~self.undefined
-        return mean_interval(self.values[kept], level, labels[kept])
+        found = mean_interval(self.values[kept], level, labels[kept])
+        low, high = np.clip([found.low, found.high], *self.bounds)
+        return replace(found, low=float(low), high=float(high))
 
     def __getitem__(self, run: int) -> "PerItem":
-        return PerItem(self.values[run], self.undefined, self.reason)
+        return replace(self, values=self.values[run])
 
 
 def nfs(
@@ -89,7 +93,8 @@ def ndf(
     >>> ndf(np.array([3.0, 1.0]), full=np.array([2.0, 1.0]), none=np.array([0.0, 1.0])).values
     array([0.5, nan])
     """
-    return _per_item(values, full, none, least, lambda span: 1 - np.minimum(np.abs(full - values) / np.abs(span), 1))
+    found = _per_item(values, full, none, least, lambda span: 1 - np.minimum(np.abs(full - values) / np.abs(span), 1))
+    return replace(found, bounds=(0.0, 1.0))
 
 
 def _per_item(values: Any, full: Any, none: Any, least: float, ratio: Any) -> PerItem:

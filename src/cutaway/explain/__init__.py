@@ -1,5 +1,6 @@
 """The main job: put everything known about one answer side by side, and write it as a page."""
 
+from cutaway.explain.circuit_page import circuit_page
 from cutaway.explain.explain import Explanation, anchors_of, explain, report_of, report_of_run
 from cutaway.explain.report import Conclusion, conclude, report_html
 from cutaway.explain.run_page import calibration_page, run_page
@@ -12,6 +13,7 @@ __all__ = [
     "anchors_of",
     "anchors_view",
     "calibration_page",
+    "circuit_page",
     "conclude",
     "explain",
     "report_html",

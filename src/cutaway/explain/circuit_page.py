@@ -1,12 +1,28 @@
-"""A circuit as the run's page shows it: layers of nodes, a slider over sizes, what a node reads and attends to."""
+"""A circuit drawn: layers of nodes, a slider over sizes, what a node reads and attends to."""
 
 from typing import Any
 
 from cutaway.circuits.view import CircuitView
-from cutaway.explain.page import rounded
+from cutaway.explain.page import VIEWER_STYLES, embedded, render, rounded
 
 CIRCUIT_SCRIPTS = ("circuit.js",)
 CIRCUIT_STYLE = "circuit.css"
+
+
+def circuit_page(view: CircuitView) -> str:
+    """Return one circuit as one HTML document.
+
+    >>> Path("circuit.html").write_text(circuit_page(view), encoding="utf-8")  # doctest: +SKIP
+    """
+    return render(
+        "circuit_page.html.j2",
+        scripts=[CIRCUIT_SCRIPTS],
+        styles=(*VIEWER_STYLES, CIRCUIT_STYLE),
+        title=view.title,
+        view=None,
+        circuit=view,
+        circuit_data=embedded(circuit_data(view)),
+    )
 
 
 def circuit_data(view: CircuitView) -> dict[str, Any]:
