@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,6 +47,25 @@ def test_data_set_folders_and_splits(tmp_path: Path) -> None:
             open_corpus(tmp_path / name)
         with pytest.raises(UsageError, match="did you mean 'test'"):
             open_corpus(tmp_path / name, split="tests")
+
+
+def test_data_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a download leaves them in the hub's cache; the network is off."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "datasets--someone--stories"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("a" * 40)
+    for split in ("train", "test"):
+        place = kept / "snapshots" / ("a" * 40) / "data" / f"{split}-00000-of-00001.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": [f"of {split}"]}), place)
+    found = open_corpus("someone/stories", split="test")
+    assert (found.name, list(found)) == ("someone/stories", ["of test"])
+    with pytest.raises(UsageError, match="splits test, train"):
+        open_corpus("someone/stories")
+    with pytest.raises(UsageError, match="no file or folder, and the Hugging Face hub gave no such data set"):
+        open_corpus("someone/poems")
 
 
 def test_text_files_are_cut_at_blank_lines(tmp_path: Path) -> None:

@@ -221,3 +221,17 @@ def test_a_stopped_harvest_goes_on_where_it_was(model: Model, tmp_path: Path, mo
     (tmp_path / "part" / "00000.safetensors").write_bytes(b"torn")
     with pytest.raises(CutawayError, match="is damaged"):
         next(open_harvest(tmp_path / "part").rows())
+
+
+def test_values_that_cannot_be_kept_are_named(model: Model, tmp_path: Path) -> None:
+    loud = model.copy()
+    with torch.no_grad():
+        loud.hf.get_input_embeddings().weight.mul_(1e6)
+    with pytest.raises(CutawayError, match=r"resid_post\.0: activations contain NaN or infinity as torch\.float16"):
+        harvest(loud, CORPUS, "resid_post.0", tmp_path / "half", length=16, dtype="float16")
+    assert not list((tmp_path / "half").glob("*.safetensors"))
+    assert harvest(loud, CORPUS, "resid_post.0", tmp_path / "whole", length=16).complete
+    with torch.no_grad():
+        loud.hf.get_input_embeddings().weight[5] = float("nan")
+    with pytest.raises(CutawayError, match="NaN or infinity"):
+        harvest(loud, CORPUS, "resid_post.0", tmp_path / "nan", length=16)

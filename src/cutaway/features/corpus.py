@@ -5,6 +5,8 @@ FILE.txt                documents of about 8,000 characters, cut at blank lines 
 FILE.jsonl, .jsonl.gz   one document a line, in ``field``
 FILE.parquet, .arrow    one document a row, in column ``field``
 FOLDER                  a Hugging Face data set: what `save_to_disk` wrote or what was cloned from the hub
+OWNER/NAME              a data set of the Hugging Face hub: its files of these kinds are downloaded once, and code in
+                        it is never run; of the split alone where one is named
 """
 
 import gzip
@@ -24,6 +26,7 @@ _SMALL = {"wikitext": "wikitext2_valid.txt", "shakespeare": "tinyshakespeare.txt
 _TITLE = re.compile(r" = [^=].*[^=] = \n?")
 _SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".txt")
 _SPLITS = ("train", "validation", "valid", "test")
+_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CHARACTERS = 8000
 
 
@@ -95,9 +98,25 @@ def open_corpus(
         if not path.name.endswith(_SUFFIXES):
             raise UsageError(f"{path.name}: a corpus is one of {', '.join(_SUFFIXES)}")
         return Corpus(path.name, (path,), field=field, limit=limit)
-    if not path.is_dir():
+    if path.is_dir():
+        return Corpus(path.name, _files(path, split), field=field, limit=limit)
+    if not _HUB.fullmatch(str(source)):
         raise UsageError(f"corpus {str(source)!r} is no file or folder{nearest(str(source), _SMALL)}")
-    return Corpus(path.name, _files(path, split), field=field, limit=limit)
+    return Corpus(str(source), _files(_download(str(source), split), split), field=field, limit=limit)
+
+
+def _download(name: str, split: str) -> Path:
+    """Return the folder of the hub's cache that holds a data set's text."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{split}*{suffix}" for suffix in _SUFFIXES]
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # what the hub says comes as either
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"corpus {name!r} is no file or folder, and the Hugging Face hub gave no such data set: {line}"
+        ) from error
 
 
 def _files(folder: Path, split: str) -> tuple[Path, ...]:

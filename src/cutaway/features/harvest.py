@@ -319,6 +319,7 @@ def harvest(
     """Write activations to ``folder``, at least ``tokens`` of them (None: the whole corpus), in whole groups.
 
     A folder with a harvest of the same model, text, sites and settings is continued; of others it is an error.
+    CutawayError for values that are not finite, or are not in ``dtype``: nothing of their group is written.
     Killed at any moment, the shards named in ``harvest.json`` are whole. Ctrl-C returns what is there.
     """
     folder = Path(folder)
@@ -398,7 +399,10 @@ def _save_shard(path: Path, parts: Sequence[Rows], dtype: torch.dtype) -> None:
         "position": torch.cat([part.position for part in parts]),
     }
     for site in parts[0].values:
-        tensors[f"site:{site}"] = torch.cat([part.values[site] for part in parts]).to(dtype)
+        values = torch.cat([part.values[site] for part in parts]).to(dtype)
+        if not bool(torch.isfinite(values).all()):
+            raise CutawayError(f"{site}: activations contain NaN or infinity as {dtype}; nothing of this group is kept")
+        tensors[f"site:{site}"] = values
     draft = path.with_suffix(".draft")
     save_file(tensors, draft)
     draft.replace(path)
