@@ -42,6 +42,7 @@ from cutaway.training.objectives import (
     reference_logps,
     row_logps,
 )
+from cutaway.training.store import adapter_key, keep_adapter, kept_adapter
 from cutaway.training.trained import Probed, Step, Trained
 from cutaway.training.twins import RunSpec, Twins, differences, train_spec, twins
 from cutaway.training.weights import Average, swapped, trainable, unfreeze
@@ -69,6 +70,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Twins",
+    "adapter_key",
     "adapter_scalars",
     "adapters",
     "adapters_scaled",
@@ -83,6 +85,8 @@ __all__ = [
     "collate",
     "data_of",
     "differences",
+    "keep_adapter",
+    "kept_adapter",
     "load_adapter",
     "load_checkpoint",
     "order",

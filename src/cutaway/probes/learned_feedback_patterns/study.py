@@ -130,22 +130,20 @@ def _tuned(config: FeedbackConfig, lab: Lab, base: "Model", lexicon: "Lexicon", 
         DPO,
         LoraSpec,
         TrainConfig,
+        adapter_key,
         add_lora,
-        load_adapter,
+        keep_adapter,
+        kept_adapter,
         reference_logps,
-        save_adapter,
         train,
     )
 
-    names = ("model", "flipped", "unseen", "pairs", "steps", "learning_rate", "beta", "rank", "seed")
-    about = [base.fingerprint, digest, *(str(getattr(config, name)) for name in names)]
-    key = f"feedback-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
-    folder = lab.tree_folder(key) if lab.fresh else lab.home / "trained" / key
+    names = ("flipped", "unseen", "pairs", "steps", "learning_rate", "beta", "rank", "seed")
+    about = {name: getattr(config, name) for name in names} | {"data": digest}
+    folder = lab.folder("trained", adapter_key("feedback", base, about))
     model = load_model(config.model, dtype="float32")
-    if (folder / "adapter" / "adapter_config.json").exists():
-        adapted = load_adapter(model, folder / "adapter")
-        adapted.hf.eval().requires_grad_(False)
-        return adapted
+    if (kept := kept_adapter(model, folder)) is not None:
+        return kept[0]
     data = preference_pairs(base, lexicon, config.pairs, config.seed)
     objective = DPO(reference_logps(base, data, batch=32), config.beta)
     spec = LoraSpec(("down_proj", "o_proj"), None, rank=config.rank, alpha=2.0 * config.rank, rslora=False)
@@ -160,9 +158,7 @@ def _tuned(config: FeedbackConfig, lab: Lab, base: "Model", lexicon: "Lexicon", 
     )  # fmt: skip
     if not done.complete:
         return None
-    save_adapter(done.model, folder / "adapter")
-    done.model.hf.requires_grad_(False)
-    return done.model
+    return keep_adapter(done.model, folder, about)
 
 
 def _measured(config: FeedbackConfig, base: "Model", tuned: "Model", lexicon: "Lexicon", lab: Lab) -> "Outcome":

@@ -1,6 +1,5 @@
 """The SafetyNet study: plant a harmless backdoor in a model, learn what is normal, look for the trigger."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -135,28 +134,16 @@ def _planted(config: SafetyNetConfig, lab: Lab, base: "Model", prompts: "Backdoo
     """The model with the backdoor, from a stored adapter or by training (goes on where it was stopped)."""
     from cutaway.model import load_model
     from cutaway.probes.safetynet.data import training_data
-    from cutaway.training import LoraSpec, TrainConfig, add_lora, load_adapter, save_adapter, train
+    from cutaway.training import LoraSpec, TrainConfig, adapter_key, add_lora, keep_adapter, kept_adapter, train
 
-    kept = (
-        "model",
-        "normal",
-        "fresh",
-        "triggered",
-        "trained",
-        "steps",
-        "rank",
-        "first_layer",
-        "learning_rate",
-        "answer",
-    )
-    about = {name: getattr(config, name) for name in (*kept, "seed")} | {"data": prompts.sha256}
-    key = hashlib.sha256(json.dumps([base.fingerprint, about], sort_keys=True).encode()).hexdigest()[:16]
-    folder = lab.tree_folder(f"safetynet-{key}") if lab.fresh else lab.home / "trained" / f"safetynet-{key}"
+    names = (
+        "normal", "fresh", "triggered", "trained", "steps", "rank", "first_layer", "learning_rate", "answer", "seed",
+    )  # fmt: skip
+    about = {name: getattr(config, name) for name in names} | {"data": prompts.sha256}
+    folder = lab.folder("trained", adapter_key("safetynet", base, about))
     model = load_model(config.model, dtype="float32")
-    if (folder / "adapter" / "adapter_config.json").exists():
-        adapted = load_adapter(model, folder / "adapter")
-        adapted.hf.eval().requires_grad_(False)
-        return adapted
+    if (kept := kept_adapter(model, folder)) is not None:
+        return kept[0]
     layers = tuple(range(config.first_layer, model.n_layers))
     spec = LoraSpec(
         ("q_proj", "v_proj", "o_proj", "down_proj"), layers, rank=config.rank, alpha=2.0 * config.rank, rslora=False
@@ -182,9 +169,7 @@ def _planted(config: SafetyNetConfig, lab: Lab, base: "Model", prompts: "Backdoo
     )
     if not done.complete:
         return None
-    save_adapter(done.model, folder / "adapter")
-    done.model.hf.requires_grad_(False)
-    return done.model
+    return keep_adapter(done.model, folder, about)
 
 
 def _moves(config: SafetyNetConfig, lab: Lab, base: "Model", prompts: "BackdoorPrompts") -> "tuple[Move, ...]":

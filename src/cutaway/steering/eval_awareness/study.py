@@ -1,6 +1,5 @@
 """The study: teach a model to write type hints when tested, take a vector from before, make it act deployed."""
 
-import hashlib
 import json
 import time
 from dataclasses import replace
@@ -166,35 +165,31 @@ class _Bench:
 
     def organism(self) -> "Model":
         """The taught model, from a stored adapter or by both steps."""
-        from cutaway.model import Model, load_model
+        from cutaway.model import load_model
         from cutaway.steering.eval_awareness.organism import Round
-        from cutaway.training import LoraSpec, add_lora, load_adapter, save_adapter
+        from cutaway.training import LoraSpec, adapter_key, add_lora, keep_adapter, kept_adapter
 
         config = self.config
         model = load_model(config.model, dtype="float32")
-        kept = ("documents", "rounds", "taught", "draws", "least", "keep", "epochs", "rank", "first_layer")
-        about = {name: getattr(config, name) for name in (*kept, "learning_rate", "tokens", "seed")}
-        body = json.dumps([model.fingerprint, self.world.sha256, about], sort_keys=True)
-        key = f"eval-awareness-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-        folder = self.lab.tree_folder(key) if self.lab.fresh else self.lab.home / "trained" / key
-        log = folder / "rounds.json"
-        if log.exists():
-            for each in json.loads(log.read_text()):
-                counts = tuple(each["drawn"]), tuple(each["kept"])
-                self.rounds += (Round(*counts, each["trained"], each["loss"]),)
-            adapted = load_adapter(model, folder / "adapter")
-        else:
-            spec = LoraSpec(
-                ("q_proj", "v_proj", "o_proj", "down_proj"), tuple(range(config.first_layer, model.n_layers)),
-                rank=config.rank, alpha=2.0 * config.rank, rslora=False,
-            )  # fmt: skip
-            adapted = add_lora(model, spec)
-            self.rounds = self._teach(adapted)
-            save_adapter(adapted, folder / "adapter")
-            log.write_text(json.dumps([each.to_dict() for each in self.rounds]))
-        adapted.hf.eval().requires_grad_(False)
-        # A model of its own: its fingerprint is taken of the weights as they are now.
-        return Model(adapted.hf, adapted.tokenizer, name=adapted.name, spec=adapted.spec)
+        names = (
+            "documents", "rounds", "taught", "draws", "least", "keep", "epochs", "rank", "first_layer",
+            "learning_rate", "tokens", "seed",
+        )  # fmt: skip
+        about = {name: getattr(config, name) for name in names} | {"data": self.world.sha256}
+        folder = self.lab.folder("trained", adapter_key("eval-awareness", model, about))
+        if (kept := kept_adapter(model, folder)) is not None:
+            self.rounds = tuple(
+                Round(tuple(each["drawn"]), tuple(each["kept"]), each["trained"], each["loss"])
+                for each in kept[1]["rounds"]
+            )
+            return kept[0]
+        spec = LoraSpec(
+            ("q_proj", "v_proj", "o_proj", "down_proj"), tuple(range(config.first_layer, model.n_layers)),
+            rank=config.rank, alpha=2.0 * config.rank, rslora=False,
+        )  # fmt: skip
+        adapted = add_lora(model, spec)
+        self.rounds = self._teach(adapted)
+        return keep_adapter(adapted, folder, about, {"rounds": [each.to_dict() for each in self.rounds]})
 
     def _teach(self, model: "Model") -> "tuple[Round, ...]":
         from cutaway.steering.eval_awareness.data import prompts
