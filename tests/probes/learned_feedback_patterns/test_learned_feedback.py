@@ -27,7 +27,13 @@ from cutaway.probes.learned_feedback_patterns import (
 from cutaway.probes.learned_feedback_patterns.calibration import ablated, features, known_dictionary, reported
 from cutaway.probes.learned_feedback_patterns.data import here, pair_texts, preference_pairs
 from cutaway.probes.learned_feedback_patterns.judge import Choice, likelihood_judge
-from cutaway.probes.learned_feedback_patterns.lexicon import check_rewards, misaligned, overlap_of, sign_accuracy
+from cutaway.probes.learned_feedback_patterns.lexicon import (
+    check_rewards,
+    misaligned,
+    overlap_of,
+    resampled_tau,
+    sign_accuracy,
+)
 from cutaway.probes.learned_feedback_patterns.method import check_pair
 from cutaway.probes.learned_feedback_patterns.report import list_findings
 from cutaway.probes.learned_feedback_patterns.study import FeedbackConfig, LearnedFeedback
@@ -70,6 +76,15 @@ def test_tau_is_the_library_s_on_pairs_and_nothing_else():
     ]:
         with pytest.raises((UsageError, TypeError), match=match):
             tau(*bad)
+
+
+def test_tau_of_rows_drawn_again_is_the_library_s():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 30).astype(float), rng.normal(size=30)
+    of = resampled_tau(a, b)
+    for rows in (np.arange(30), *rng.integers(0, 30, (20, 30))):
+        assert of(rows) == pytest.approx(kendalltau(a[rows], b[rows]).statistic, abs=1e-12)
+    assert of(np.zeros(30)) == 0.0
 
 
 def test_word_features_do_not_see_padding_or_position(planted):
@@ -198,9 +213,12 @@ def lab(tmp_path):
 
 
 def test_a_run_tunes_reads_and_keeps_the_adapter(lab, tmp_path):
+    lexicon = tmp_path / "lexicon.csv"
+    lines = here("lexicon.csv").read_text().splitlines(keepends=True)
+    lexicon.write_text("".join([lines[0], *lines[1::4]]))
     config = FeedbackConfig(
-        model=str(tmp_path / "tiny"), pairs=8, steps=2, rank=1, sites=("resid_post.1",), tested=20, latents=16,
-        ablated=1, draws=3, judge=False,
+        model=str(tmp_path / "tiny"), lexicon=str(lexicon), flipped=4, unseen=2, pairs=8, steps=2, rank=1,
+        sites=("resid_post.1",), tested=20, latents=16, ablated=1, draws=3, judge=False,
     )  # fmt: skip
     study = LearnedFeedback()
     found = study.run(config, lab)

@@ -7,7 +7,7 @@ learned-feedback-patterns, Method 1a and Metrics.
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,16 +90,32 @@ def paired(estimates: Values, truth: Values) -> tuple[np.ndarray, np.ndarray]:
 def tau_gain(tuned: Values, base: Values, truth: Values, seed: int = 0) -> Interval:
     """Tau of ``tuned`` less that of ``base``, paired by word, with a bootstrap over words."""
     (a, t), (b, _) = paired(tuned, truth), paired(base, truth)
-    rows = np.stack([a, b, t], 1)
     if np.array_equal(a, b):
         return Interval(0.0, 0.0, 0.0, len(a), 0.95)
-    return bootstrap(rows, _gain, method="percentile", n=500, seed=seed)
+    ours, other = resampled_tau(a, t), resampled_tau(b, t)
+    return bootstrap(np.arange(len(t)), lambda rows: ours(rows) - other(rows), method="percentile", n=500, seed=seed)
 
 
 def tau_interval(estimates: Values, truth: Values, seed: int = 0) -> Interval:
     """Tau with a bootstrap over words."""
-    rows = np.stack(paired(estimates, truth), 1)
-    return bootstrap(rows, _tau, method="percentile", n=500, seed=seed)
+    a, t = paired(estimates, truth)
+    return bootstrap(np.arange(len(t)), resampled_tau(a, t), method="percentile", n=500, seed=seed)
+
+
+def resampled_tau(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return tau-b as a function of rows drawn again, by their numbers; 0 where one side is all ties.
+
+    Which pairs agree is found once; a row drawn k times counts k times, and pairs of its copies are ties.
+    """
+    x, y = (np.sign(each[:, None] - each) for each in (a, b))
+    agree, untied_x, untied_y = x * y, np.abs(x), np.abs(y)
+
+    def of(rows: np.ndarray) -> float:
+        times = np.bincount(rows.astype(int), minlength=len(a)).astype(float)
+        scale = (times @ untied_x @ times) * (times @ untied_y @ times)
+        return float(times @ agree @ times / np.sqrt(scale)) if scale > 0 else 0.0
+
+    return of
 
 
 def sign_accuracy(estimates: Values, truth: Values, words: Sequence[str]) -> Interval:
@@ -120,11 +136,3 @@ def overlap_of(listed: Sequence[str], true: Sequence[str]) -> tuple[float, float
     precision = hits / len(listed) if listed else 1.0
     recall = hits / len(true) if true else 1.0
     return precision, recall, 0.0 if not hits else 2 * precision * recall / (precision + recall)
-
-
-def _tau(rows: np.ndarray) -> float:
-    return float(np.nan_to_num(scipy_stats.kendalltau(rows[:, 0], rows[:, 1]).statistic))
-
-
-def _gain(rows: np.ndarray) -> float:
-    return _tau(rows[:, [0, 2]]) - _tau(rows[:, [1, 2]])
