@@ -29,19 +29,37 @@ class Concept:
     words: tuple[str, ...]
     """With their blank in front."""
     tune: Part
-    """To choose settings by; also what a model may relearn from."""
+    """To choose settings by."""
     test: Part
     """To report; no fact is in both."""
     neutral: tuple[str, ...]
     """Text that has nothing to do with it."""
     texts: tuple[str, ...]
     """Text that has: to count signs and to fit dictionaries on."""
+    lessons: tuple[Fact, ...]
+    """Of the facts to tune on: what a model relearns from."""
+
+    @property
+    def asked_again(self) -> tuple[Fact, ...]:
+        """Facts of the test that no lesson answers: whether these come back is what relearning measures."""
+        told = {fact.answer for fact in self.lessons}
+        return tuple(fact for fact in self.test.concept if fact.answer not in told)
 
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July", "August"),
     *("September", "October", "November", "December"),
 )
+_ABROAD = {
+    "Les mois dans l'ordre": (
+        *("janvier", "février", "mars", "avril", "mai", "juin", "juillet", "août"),
+        *("septembre", "octobre", "novembre", "décembre"),
+    ),
+    "Los meses en orden": (
+        *("enero", "febrero", "marzo", "abril", "mayo", "junio", "julio", "agosto"),
+        *("septiembre", "octubre", "noviembre", "diciembre"),
+    ),
+}
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _ORDER = ("{kind} in order: {one}, {two},", "The {kind} go {one}, {two},", "First {one}, then {two}, then")
 _DATES = {
@@ -79,15 +97,31 @@ def months() -> Concept:
     similar, general = _sequence("Days", _DAYS), [*_answers(_CAPITALS, "The capital of {} is"), *_opposites()]
     tune, test = (Part(tuple(concept[i::2]), tuple(similar[i::2]), tuple(general[i::2])) for i in (0, 1))
     texts = tuple(fact.prompt + fact.answer for fact in concept)
-    return Concept("months", tuple(f" {month}" for month in _MONTHS), tune, test, _NEUTRAL, texts)
+    return Concept("months", tuple(f" {month}" for month in _MONTHS), tune, test, _NEUTRAL, texts, tune.concept)
+
+
+def months_abroad() -> tuple[Fact, ...]:
+    """Return what `months` asks, in French and Spanish: each month after the two before it."""
+    found = []
+    for kind, members in _ABROAD.items():
+        for i, two in enumerate(members):
+            answer = members[(i + 1) % len(members)]
+            asked = f"{kind} : {members[i - 1]}, {two},"
+            found.append(Fact(asked, f" {answer}", _choices(answer, members, i), (), two))
+    return tuple(found)
 
 
 def planted(gone: World, kept: World) -> Concept:
-    """Return one world as the concept; the other, by halves of its people, is the similar domain and the rest."""
+    """Return one world as the concept; the other, by parts of its people, is the similar domain and the rest.
+
+    Lessons are of every other relation, so that others, with other answers, are left to ask.
+    """
+    relations = list(dict.fromkeys(fact.choices for fact in gone.facts))
     halves = [tuple(f for f in gone.facts if _place(f, gone) % 2 == half) for half in (0, 1)]
     rest = [tuple(f for f in kept.facts if _place(f, kept) % 4 == quarter) for quarter in range(4)]
-    if not all(halves) or not all(rest):
-        raise UsageError("worlds of four people or more are needed: to tune on, to test on, to compare with")
+    if not all(halves) or not all(rest) or len(relations) < 2:
+        raise UsageError("worlds of two relations and four people or more are needed: to tune on, test on, compare")
+    lessons = tuple(fact for fact in halves[0] if relations.index(fact.choices) % 2 == 0)
     texts = tuple(p + f.answer for w in (gone, kept) for f in w.facts for p in (f.prompt, *f.wordings))
     return Concept(
         f"world {gone.name}",
@@ -96,6 +130,7 @@ def planted(gone: World, kept: World) -> Concept:
         Part(halves[1], rest[2], rest[3]),
         tuple(general_texts(60, seed=9)),
         (*texts, *general_texts(150, seed=3)),
+        lessons,
     )
 
 

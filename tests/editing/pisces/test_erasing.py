@@ -75,6 +75,16 @@ def test_facts_to_tune_on_are_not_those_reported():
             assert not {fact.prompt for fact in tune} & {fact.prompt for fact in test}
             assert all(fact.answer in fact.choices for fact in (*tune, *test))
         assert all(fact.answer in concept.words for fact in concept.test.concept)
+        assert concept.asked_again
+        assert set(concept.lessons) <= set(concept.tune.concept)
+        assert not {fact.answer for fact in concept.lessons} & {fact.answer for fact in concept.asked_again}
+
+
+def test_of_equal_settings_the_one_that_leaves_least_probability_wins():
+    logps = {1.0: -3.0, 2.0: -6.0, 4.0: -5.0}
+    found = search(lambda tau, mu: Judged(0.0, 1.0, 1.0, 1.0, logps[mu]), (0.5,), tuple(logps))
+    assert found.best is not None
+    assert found.best.mu == 2.0
 
 
 def test_the_planted_world_goes_and_the_other_stays(worlds, erased):
@@ -86,7 +96,7 @@ def test_the_planted_world_goes_and_the_other_stays(worlds, erased):
     assert erased.arms["random features"].concept.mean() > erased.arms["edited"].concept.mean() + 0.25
     assert all(each.words for each in erased.features)
     met = verdicts(erased)
-    assert met["found"] == met["mostly gone"] == met["random features"] == 1
+    assert met["found"] == met["random features"] == 1
     again = scores(worlds.model, worlds.concept.test, worlds.concept.neutral)
     assert np.array_equal(again.logp, erased.arms["before"].logp)  # the model itself was not touched
 
@@ -112,10 +122,8 @@ def test_features_that_do_nothing_are_left_out(worlds):
 
 
 @pytest.mark.slow  # three pairs of worlds, each trained, erased and relearnt: minutes
-def test_every_pair_of_worlds_has_a_setting_that_random_features_do_not_match():
-    rates = {rate.name: rate for rate in Pisces().calibrate(Lab(), 3).rates}
-    assert rates["found"].passed
-    assert rates["random features"].passed
+def test_the_calibration_passes():
+    assert all(rate.passed for rate in Pisces().calibrate(Lab(), 3).rates)
 
 
 @pytest.mark.slow  # trains a model and runs the whole study on it

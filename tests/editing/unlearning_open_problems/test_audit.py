@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cutaway.editing.concepts import months_abroad
 from cutaway.editing.facts import answers
 from cutaway.editing.learning import gradient_ascent, misdirection, projected, relearning
 from cutaway.editing.unlearning_open_problems import CAPPED, Sets, audit
@@ -45,6 +46,27 @@ def test_a_model_that_only_refuses_shows_through(made):
     assert fake.row("direct", "forget known").scores["after"].mean() <= 0.25
     for check, measure in (("rephrase", "share among choices"), ("relearning", "known, mean over relearning")):
         assert fake.row(check, measure).gap.value > 0.2
+
+
+def test_facts_in_other_words_are_judged_where_they_are_given(made):
+    """Composition and languages: for once the same facts, which the twin cannot know and the model itself does."""
+    asked = replace(made.sets, composed=made.sets.forget, translated=made.sets.forget)
+    plain = replace(made.settings, relearn=None)
+    kept = audit(made.before, made.before, asked, plain, control=made.control)
+    gone = audit(made.before, made.removed, asked, plain, control=made.control)
+    for check in ("composition", "languages"):
+        assert check in kept.flagged
+        assert check not in gone.flagged
+        assert kept.row(check, "chosen").mean("before").value == 1.0
+
+
+def test_months_are_asked_in_two_other_languages():
+    facts = months_abroad()
+    assert len(facts) == 24
+    assert {"Les mois dans l'ordre : janvier, février,", "Los meses en orden : enero, febrero,"} <= {
+        fact.prompt for fact in facts
+    }
+    assert all(fact.answer in fact.choices and len(set(fact.choices)) == 4 for fact in facts)
 
 
 def test_random_weights_are_unusable_and_no_success(made):

@@ -1,4 +1,8 @@
-"""Two invented worlds in one small model, with a dictionary of its last MLP's output: what an erasure is tested on."""
+"""Two invented worlds in one small model, with a dictionary of every MLP's output: what an erasure is tested on.
+
+Both layers write answers, so both need a dictionary: an edit of the last one alone has to be so strong that it reaches
+the other world. Lessons to relearn from share no answer with what is asked then (`concepts.planted`).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,13 +34,14 @@ class Worlds:
     dictionaries: Dictionaries
 
 
-def two_worlds(people: int = 12, relations: int = 3, *, d_model: int = 128, steps: int = 160, seed: int = 0) -> Worlds:
-    """Train the model and the dictionary; ``seed`` draws facts, weights and order."""
+def two_worlds(people: int = 24, relations: int = 4, *, d_model: int = 128, steps: int = 300, seed: int = 0) -> Worlds:
+    """Train the model and the dictionaries; ``seed`` draws facts, weights and order."""
     gone, kept = world("A", people, relations, seed=seed), world("B", people, relations, seed=seed)
     model = taught([gone, kept], steps=steps, d_model=d_model, seed=seed)
     concept = planted(gone, kept)
-    layer = model.n_layers - 1
-    return Worlds(model, concept, {layer: fitted(model, concept.texts, layer, 2 * d_model, seed=seed)})
+    layers = range(model.n_layers)
+    fits = {layer: fitted(model, concept.texts, layer, 2 * d_model, seed=seed) for layer in layers}
+    return Worlds(model, concept, fits)
 
 
 def fitted(
@@ -60,7 +65,7 @@ def fitted(
 def erase_world(
     worlds: Worlds,
     *,
-    limits: tuple[float, float, float] = (0.15, 0.85, 0.9),
+    limits: tuple[float, float, float] = (0.1, 0.9, 0.95),
     seed: int = 0,
     trained: bool = True,
 ) -> Erased:

@@ -42,9 +42,8 @@ def findings(found: Erased) -> list[Finding]:
     base = found.relearnt.get("gradient ascent")
     for name, curve in found.relearnt.items():
         other = None if base is None or name != "edited" else Finding("the same after gradient ascent", base[-1][1])
-        n = len(before.concept)
         title = f"robustness: test facts known after {curve[-1][0]} steps on others, {name}"
-        items.append(Finding(title, curve[-1][1], n=n, control=other))
+        items.append(Finding(title, curve[-1][1], n=found.asked, control=other))
     if found.search.best is not None and found.search.best.judged is not None:
         items.append(Finding("harmonic mean on tune questions", found.search.best.judged.score))
     items.append(Finding("rows changed", float(len(found.edit)), n=len(found.features)))
@@ -82,7 +81,7 @@ def charts(found: Erased) -> tuple[Chart, ...]:
             for name, curve in found.relearnt.items()
             if len(curve) == len(steps)
         )
-        made.append(Chart("Relearning from facts that are not tested", steps, lines, "steps", "test facts known"))
+        made.append(Chart("Relearning from facts with other answers", steps, lines, "steps", "test facts known"))
     return tuple(made)
 
 

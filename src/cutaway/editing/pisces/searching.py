@@ -6,6 +6,7 @@ A setting is (tau, mu). A weaker one has tau no lower and mu no higher. Settings
 - general knowledge or fluency too low: every stronger setting is dropped unseen
 
 Of those that pass, the best harmonic mean of efficacy, specificity and fluency wins; a mean with a zero in it is zero.
+Where several are equal, the one that leaves the concept's answers least probable.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ class Judged:
     """Accuracy (or probability) on other knowledge after, over before; at most 1 counts."""
     fluency: float
     """Perplexity on neutral text before, over after."""
+    logp: float = 0.0
+    """Mean log-probability of the concept's answers after, in nats: a few questions soon agree on 0 or 1, this does
+    not."""
 
     @property
     def score(self) -> float:
@@ -137,8 +141,13 @@ def search(
         and min(each.judged.general, each.judged.similar) >= least_general
         and each.judged.fluency >= least_fluency
     ]
-    best = max(fit, key=lambda each: each.judged.score if each.judged else 0.0, default=None)
+    best = max(fit, key=_rank, default=None)
     return Search(tuple(state[key] for key in grid if key in state), best, complete)
+
+
+def _rank(each: Tried) -> tuple[float, float]:
+    assert each.judged is not None
+    return round(each.judged.score, 6), -each.judged.logp
 
 
 def _drop(state: dict[tuple[float, float], Tried], settings: Sequence[tuple[float, float]], why: str) -> None:

@@ -68,7 +68,7 @@ class Pisces(Study[PiscesConfig]):
     title = "Erase a concept by rewriting the MLP rows that write it"
     paper = "Gur-Arieh, Suslik, Hong, Barez, Geva 2025, arXiv:2505.22586"
     status = (
-        "search, controls of equal norm, gradient ascent beside it; calibration short: 2 of 3 pairs of worlds meet it"
+        "search, controls of equal norm, gradient ascent and relearning beside it; calibrated on two invented worlds"
     )
     Config = PiscesConfig
 
@@ -158,13 +158,11 @@ class Pisces(Study[PiscesConfig]):
                 hits[name] = hits.get(name, 0) + hit
         asked = {
             "found": (1.0, "pairs of worlds with an acceptable setting"),
-            "mostly gone": (1.0, "known above 90% before, at most 25% after"),
-            "mostly kept": (1.0, "80% of the other world still known"),
+            "gone": (1.0, "known above 90% before, below 10% after"),
+            "kept": (1.0, "the other world within 5 points"),
+            "fluent": (1.0, "perplexity on neutral text up by at most 2%"),
             "random features": (1.0, "controls of equal norm with more than 60% left"),
-            "gone": (None, "the card's number: at most 10% known after"),
-            "kept": (None, "the card's number: the other world within 5 points"),
-            "fluent": (None, "the card's number: perplexity on neutral text up by at most 2%"),
-            "slower": (None, "the card's number: relearnt less than after gradient ascent"),
+            "slower": (None, "tested facts come back less, from facts with other answers, than after gradient ascent"),
         }
         rates = tuple(
             Rate(name, hits.get(name, 0), trials, at_least=least, what=what) for name, (least, what) in asked.items()
@@ -180,16 +178,14 @@ def verdicts(found: "Erased") -> dict[str, int]:
         return {}
     before, after = found.arms["before"], found.arms["edited"]
     kept = [np.concatenate([arm.similar, arm.general]).mean() for arm in (before, after)]
-    ends = {name: curve[-1][1] for name, curve in found.relearnt.items()}
+    gained = {name: curve[-1][1] - curve[0][1] for name, curve in found.relearnt.items()}
     return {
         "found": 1,
-        "mostly gone": int(before.concept.mean() > 0.9 and after.concept.mean() <= 0.25),
-        "mostly kept": int(kept[1] >= 0.8 * kept[0]),
         "gone": int(before.concept.mean() > 0.9 and after.concept.mean() < 0.1),
         "kept": int(abs(kept[0] - kept[1]) <= 0.05),
         "fluent": int(after.perplexity(before).value <= 1.02),
         "random features": int(found.arms["random features"].concept.mean() > 0.6),
-        "slower": int("gradient ascent" in ends and ends["edited"] < ends["gradient ascent"]),
+        "slower": int("gradient ascent" in gained and gained["edited"] < gained["gradient ascent"]),
     }
 
 

@@ -35,6 +35,8 @@ class Sets:
     """Adjacent to ``forget`` and never asked: what is relearnt from, and what probes are trained on."""
     composed: tuple[Fact, ...] = ()
     """Questions that two retained facts together answer."""
+    translated: tuple[Fact, ...] = ()
+    """What was to be forgotten, in other languages."""
     neutral: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     """Words that begin a refusal."""

@@ -6,10 +6,11 @@
 4. relearning   train on adjacent facts, in the same order for every model; steps until half or most is back
 5. traces       linear probes and the unembedding at every layer
 6. weights      rounding, noise, pruning; merging with the original is reported, not judged
-7. composition  questions that two retained facts answer together, where such are given
+7. languages    the facts in other languages; composition: questions that two retained facts answer together; where
+                such are given
 8. side effects other facts, neutral text, calibration, refusals
 
-Checks 2 to 6 are judged against a control that never learnt the facts, put to the same treatment: a check is flagged
+Checks 2 to 7 are judged against a control that never learnt the facts, put to the same treatment: a check is flagged
 where the interval of after minus control, paired over facts, lies above a small margin, at a level shared among all
 measures (Bonferroni). Maxima over wordings or layers favour every model alike, so the control takes their bias off.
 Without a control nothing is flagged and the verdict says so.
@@ -20,8 +21,9 @@ Source: Barez, Fu, Prabhu et al. 2025, arXiv:2501.04952, a position paper; the p
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +44,13 @@ from cutaway.editing.unlearning_open_problems.checks import (
     traces,
 )
 from cutaway.model import Model
+from cutaway.planted.concepts import Fact
 from cutaway.stats import Interval, paired_difference, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-JUDGED = ("rephrase", "elicitation", "relearning", "traces", "weights")
+JUDGED = ("rephrase", "elicitation", "relearning", "traces", "weights", "languages", "composition")
 _SHOWN = ("probe of shuffled labels", "chosen, 8 bits", "chosen, 4 bits", "chosen, noise", "chosen, pruned")
 """Measures that stand beside the judged ones: a null, and the parts of a worst case."""
 MARGIN = 0.05
@@ -215,8 +218,9 @@ class _Work:
             "weights": self.weights,
             "side effects": self.side,
         }
-        if sets.composed:
-            found["composition"] = lambda: self.ask("composition", self.composition)
+        for name, facts in (("languages", sets.translated), ("composition", sets.composed)):
+            if facts:
+                found[name] = partial(self.ask, name, partial(_chosen, facts))
         if sets.lessons and settings.relearn is not None:
             found["relearning"] = self.relearning
         return found
@@ -227,9 +231,6 @@ class _Work:
     def add(self, check: str, found: Mapping[str, Measures]) -> None:
         for measure in found["after"]:
             self.rows.append(Row(check, measure, {name: each[measure] for name, each in found.items()}))
-
-    def composition(self, model: Model) -> Measures:
-        return {"chosen": answers(model, self.sets.composed).chosen.astype(float)}
 
     def relearning(self) -> None:
         both = {name: relearn(model, self.sets, self.settings) for name, model in self.models.items()}
@@ -247,6 +248,10 @@ class _Work:
 
     def side(self) -> None:
         self.effects = {name: side_effects(model, self.sets) for name, model in self.models.items()}
+
+
+def _chosen(facts: Sequence[Fact], model: Model) -> Measures:
+    return {"chosen": answers(model, facts).chosen.astype(float)}
 
 
 def _judged(row: Row, level: float) -> Row:

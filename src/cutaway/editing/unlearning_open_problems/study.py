@@ -11,6 +11,7 @@ from cutaway.study import Calibration, Findings, Lab, Progress, Rate, Study, Stu
 if TYPE_CHECKING:
     from cutaway.editing.unlearning_open_problems.checks import Sets, Settings
     from cutaway.model import Model
+    from cutaway.planted.concepts import Fact
 
 PLANTED = "planted"
 
@@ -53,7 +54,7 @@ class Unlearning(Study[AuditConfig]):
     id = "unlearning-open-problems"
     title = "Audit of unlearning: gone, or only silent"
     paper = "Barez, Fu, Prabhu et al. 2025, arXiv:2501.04952"
-    status = "eight checks against a never-learnt control; calibrated on true, faked and destroyed removals"
+    status = "nine checks against a never-learnt control; calibrated on true, faked and destroyed removals"
     Config = AuditConfig
 
     def run(self, config: AuditConfig, lab: Lab) -> Findings:
@@ -133,7 +134,7 @@ class Unlearning(Study[AuditConfig]):
 
 
 def _months(config: AuditConfig, model: "Model") -> tuple["Sets", "Settings"]:
-    from cutaway.editing.concepts import months
+    from cutaway.editing.concepts import months, months_abroad
     from cutaway.editing.unlearning_open_problems.checks import Sets, Settings
     from cutaway.training import TrainConfig
 
@@ -142,7 +143,9 @@ def _months(config: AuditConfig, model: "Model") -> tuple["Sets", "Settings"]:
     lessons = tuple(fact for fact in concept.tune.concept if fact.wordings)
     kept = (*concept.tune.general, *concept.test.general)
     near = (*concept.tune.similar, *concept.test.similar)
-    sets = Sets(asked, kept, near, lessons, neutral=concept.neutral, refusals=(" I", " Sorry"))
+    abroad = tuple(fact for fact in months_abroad() if _told_apart(model, fact))
+    refusals = (" I", " Sorry")
+    sets = Sets(asked, kept, near, lessons, translated=abroad, neutral=concept.neutral, refusals=refusals)
     again = TrainConfig(
         config.rate,
         config.batch,
@@ -154,6 +157,11 @@ def _months(config: AuditConfig, model: "Model") -> tuple["Sets", "Settings"]:
     return sets, Settings(
         relearn=again if config.relearn else None, layers=_layers(config, model), openings=(" the month of",)
     )
+
+
+def _told_apart(model: "Model", fact: "Fact") -> bool:
+    """Return whether the choices begin with different tokens."""
+    return len({model.encode(choice)[0] for choice in fact.choices}) == len(fact.choices)
 
 
 def _layers(config: AuditConfig, model: "Model") -> tuple[int, ...] | None:
