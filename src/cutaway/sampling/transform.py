@@ -14,6 +14,8 @@ from cutaway.sampling.types import Settings
 # Sorting a whole vocabulary costs ten times a decode step's head on a processor; the nucleus nearly always lies
 # within this many of the most likely tokens, and rows where it does not are sorted in full.
 NUCLEUS_GUESS = 256
+GROUPED = 16
+"""Tokens in a group when the largest are sought."""
 
 
 def candidates(
@@ -26,12 +28,16 @@ def candidates(
     vocab = logits.shape[-1]
     if settings.temperature == 0:
         return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True)
-    scaled = logits.double() / settings.temperature
+    rows = logits if logits.dtype == torch.float64 else logits.float()
+    heat = settings.temperature
     width = min(settings.top_k, vocab) if settings.top_k else vocab
     guess = width if settings.top_k or settings.top_p == 1 else min(NUCLEUS_GUESS, vocab)
-    top, ids = scaled.sort(dim=-1, descending=True) if guess == vocab else scaled.topk(guess, dim=-1)
-    total = top.logsumexp(-1, keepdim=True) if settings.top_k else scaled.logsumexp(-1, keepdim=True)
-    probs = (top - total).exp()
+    top, ids = rows.sort(dim=-1, descending=True) if guess == vocab else largest(rows, guess)
+    # Relative to the most likely token; whole rows are read in their own precision and summed in twice that.
+    first = top[:, :1]
+    counted = top if settings.top_k else rows
+    total = (counted - first).div_(heat).exp_().sum(-1, keepdim=True, dtype=torch.float64)
+    probs = ((top - first).double() / heat).exp() / total
     if settings.top_p < 1:
         before = probs.cumsum(-1) - probs
         short = before[:, -1] + probs[:, -1] < settings.top_p
@@ -39,8 +45,8 @@ def candidates(
             # Only these rows: a sort orders equal logits unlike topk, and no row may change for its neighbour's sake.
             rest = (0, vocab - guess)
             probs, before, ids = pad(probs, rest), pad(before, rest, value=1.0), pad(ids, rest)
-            top, ids[short] = scaled[short].sort(dim=-1, descending=True)
-            probs[short] = (top - total[short]).exp()
+            top, ids[short] = rows[short].sort(dim=-1, descending=True)
+            probs[short] = ((top - first[short]).double() / heat).exp() / total[short]
             before[short] = probs[short].cumsum(-1) - probs[short]
         probs = probs.masked_fill(before >= settings.top_p, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
@@ -77,3 +83,25 @@ def token_probability(
     """Probability that a draw with ``settings`` gives each of ``tokens``; 0 where a filter removed it."""
     probs, ids = candidates(logits, settings)
     return (probs * (ids == tokens[:, None])).sum(-1)
+
+
+def largest(
+    rows: Float[Tensor, "batch vocab"], most: int
+) -> tuple[Float[Tensor, "batch most"], Int[Tensor, "batch most"]]:
+    """The ``most`` largest of each row and where they stand, as ``topk``, without sorting through the whole row.
+
+    They lie in the groups with the largest maxima; a group's members lie far apart, so that whole stretches compare.
+    """
+    vocab = rows.shape[-1]
+    groups = vocab // GROUPED
+    if groups <= 2 * most:
+        found = rows.topk(min(most, vocab), dim=-1)
+        return found.values, found.indices
+    whole = groups * GROUPED
+    grouped = rows[:, :whole].unflatten(-1, (GROUPED, groups))
+    at = grouped.amax(1).topk(most, dim=-1, sorted=False).indices
+    near = grouped.gather(2, at[:, None].expand(-1, GROUPED, -1)).flatten(1)
+    top, place = torch.cat([near, rows[:, whole:]], -1).topk(most, dim=-1)
+    inside = place < near.shape[-1]
+    member, group = place // most, at.gather(1, place % most)
+    return top, torch.where(inside, member * groups + group, whole + place - near.shape[-1])

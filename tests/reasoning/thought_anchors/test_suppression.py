@@ -13,7 +13,7 @@ from tiny_models import FAMILIES, tiny
 from cutaway.errors import UsageError
 from cutaway.model import AttentionMask, Model
 from cutaway.planted.receiver import Receiver, receiver
-from cutaway.reasoning.thought_anchors.nucleus import _largest, nucleus_kl
+from cutaway.reasoning.thought_anchors.nucleus import nucleus_kl
 from cutaway.reasoning.thought_anchors.suppression import SuppressionMatrix, suppression_matrix
 from cutaway.reasoning.view import TraceView
 from cutaway.sampling import Settings, Trace
@@ -69,15 +69,6 @@ def test_divergence_by_dictionaries(seed: int, scale: float, change: float, most
     for row in range(3):
         expected = naive_kl(base[row], other[row], 0.9999, most, published)
         assert float(found[row]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-@given(seed=st.integers(0, 10**6), vocab=st.integers(5, 400), most=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
-def test_the_largest_by_groups_are_the_largest(seed: int, vocab: int, most: int) -> None:
-    rows = torch.randn(4, vocab, generator=torch.Generator().manual_seed(seed))
-    top, ids = _largest(rows, most)
-    assert torch.equal(top, rows.topk(min(most, vocab)).values)
-    assert torch.equal(rows.gather(1, ids), top)
 
 
 def test_divergence_in_fp32_has_no_rounding_of_its_own() -> None:

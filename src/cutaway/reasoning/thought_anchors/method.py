@@ -56,7 +56,8 @@ from cutaway.stats import difference_interval, mixture_band, smooth_martingale
 
 Decode = Callable[[Sequence[int]], str]
 THIN = 6
-ROUND = 128
+ROUND, ROUNDS = 128, 4
+"""Rollouts of a round at least, and into how many rounds what is left is parted."""
 UNIFORM = 100
 SHOWN_ANSWERS = 6
 
@@ -196,9 +197,9 @@ class _Run:
         strata, evidence = self.strata, self.evidence
         price = np.array([len(self.trace.ids) - start for start, _ in strata.spans], dtype=float)
         uncertain = 1 - strata.stay > 0.01
-        thin = int(np.clip(planned / 2 / max(1.0, price[uncertain].sum()), 2, THIN))
-        for _ in range(0, thin, 2):
-            self.draw(np.where(uncertain, 2, 0), planned)
+        pairs = (int(np.clip(planned / 2 / max(1.0, price[uncertain].sum()), 2, THIN)) + 1) // 2
+        for n in (1, pairs - 1):  # two rollouts early, so that an interrupt finds something everywhere
+            self.draw(np.where(uncertain, 2 * n, 0), planned)
         while True:
             hits = evidence.hits(self.own)
             verdicts = judge(strata, hits, self.seed, delta, fdr, level)
@@ -214,8 +215,10 @@ class _Run:
             wins = np.array([sum(found) for found in hits])
             pooled = smooth_martingale(wins, evidence.draws, strata.stay, end=1.0, delta=delta)
             interest = np.where(undecided, pooled.jump, 0.0)
+            # Long rollouts of a small round would decode alone: a long trace's rounds spend part of what is left.
+            size = max(ROUND, int(left / price.mean() / ROUNDS))
             extra = allocate(
-                strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=ROUND, tokens=float(left)
+                strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=size, tokens=float(left)
             )
             for each in np.flatnonzero(interest > 0.05):
                 needed = verdicts.wanted[each]

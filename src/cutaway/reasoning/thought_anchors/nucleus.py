@@ -1,7 +1,7 @@
 """How far two rows of logits lie apart, over the tokens that either would say (thought-anchors card, section 3).
 
-KL(base || other) over the union of both nuclei and one bucket for the rest. The long rows are read few times: the
-nucleus comes from the largest of interleaved groups of tokens, and what lies outside it is summed directly.
+KL(base || other) over the union of both nuclei and one bucket for the rest. The long rows are read few times,
+and what lies outside the nucleus is summed directly.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cutaway.sampling.transform import largest
+
 Divergence = Literal["union and rest", "published"]
 MISSING = -1e9
-GROUPED = 16
-"""Tokens in a group when the largest are sought: the winners lie in the groups with the largest maxima."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def nucleus_kl(
 def read_side(logits: Float[Tensor, "pos vocab"], how: Nucleus) -> Side:
     """Temper ``logits`` (in place), find their nucleus and sum what lies outside it."""
     scaled = logits.div_(how.temperature)
-    top, ids = _largest(scaled, how.most)
+    top, ids = largest(scaled, how.most)
     masses = (scaled - top[:, :1]).exp_()
     total = masses.sum(-1, keepdim=True)
     log_total, log_kept, kept = _inside(top, total, how)
@@ -78,7 +78,7 @@ def compare(
 ) -> Float[Tensor, " pos"]:
     """KL from ``base`` of the tempered logits ``other``, which are overwritten."""
     scaled = other.div_(how.temperature)
-    top, ids = _largest(scaled, how.most)
+    top, ids = largest(scaled, how.most)
     there = scaled.gather(-1, base.ids)
     masses = scaled.sub_(top[:, :1]).exp_()
     total = masses.sum(-1, keepdim=True)
@@ -125,22 +125,3 @@ def _inside(
     log_kept = top.double() - log_total
     probs = log_kept.exp()
     return log_total, log_kept, probs.cumsum(-1) - probs < how.mass
-
-
-def _largest(
-    scaled: Float[Tensor, "pos vocab"], most: int
-) -> tuple[Float[Tensor, "pos kept"], Int[Tensor, "pos kept"]]:
-    """The ``most`` largest of each row and where they stand, as ``topk``, without sorting through the whole row."""
-    vocab = scaled.shape[-1]
-    groups = vocab // GROUPED
-    if groups <= 2 * most:
-        found = scaled.topk(min(most, vocab), dim=-1)
-        return found.values, found.indices
-    whole = groups * GROUPED
-    grouped = scaled[:, :whole].unflatten(-1, (GROUPED, groups))  # a group's members lie far apart: whole rows compare
-    at = grouped.amax(1).topk(most, dim=-1, sorted=False).indices
-    near = grouped.gather(2, at[:, None].expand(-1, GROUPED, -1)).flatten(1)
-    top, place = torch.cat([near, scaled[:, whole:]], -1).topk(most, dim=-1)
-    inside = place < near.shape[-1]
-    member, group = place // most, at.gather(1, place % most)
-    return top, torch.where(inside, member * groups + group, whole + place - near.shape[-1])
