@@ -103,3 +103,17 @@ def test_pages_fit_narrow_and_dark_screens(open_page: Open, address: str) -> Non
                 page.goto(f"{address}{HOME}{path}")
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0, (path, options)
+
+
+def test_a_wide_graph_shows_its_activating_tokens_first(open_page: Open) -> None:
+    page = open_page(f"{HOME}/0/0", viewport={"width": 300, "height": 800})
+    drawn = page.locator(".graph svg")
+    assert drawn.evaluate("drawn => drawn.parentElement.scrollWidth > drawn.parentElement.clientWidth")
+    seen = """drawn => {
+        const text = [...drawn.querySelectorAll('text')].find(each => each.textContent === 'the');
+        const [outer, inner] = [drawn.parentElement.getBoundingClientRect(), text.getBoundingClientRect()];
+        return outer.left <= inner.left && inner.right <= outer.right;
+    }"""
+    assert drawn.evaluate(seen)
+    drawn.evaluate("drawn => drawn.parentElement.scrollBy(-999, 0)")
+    assert not drawn.evaluate(seen)
