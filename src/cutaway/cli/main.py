@@ -284,7 +284,7 @@ def index(
     ] = "smollm2-135m-instruct",
     folder: Annotated[Path | None, typer.Option(help="Where the index goes; default: the cache folder.")] = None,
     corpus: Annotated[
-        str, typer.Option(help="wikitext, shakespeare, or a .txt, .jsonl or .parquet file or folder.")
+        str, typer.Option(help="wikitext, shakespeare, a .txt, .jsonl or .parquet file, a folder, or OWNER/NAME.")
     ] = "wikitext",
     full: Annotated[bool, typer.Option("--full", help="All layers and 200,000 tokens: hours on two cores.")] = False,
     tokens: Annotated[int | None, typer.Option(help="Read so many tokens.")] = None,
