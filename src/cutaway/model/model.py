@@ -91,14 +91,7 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the state dict: names, dtypes, shapes, bytes. Computed again once a weight changed."""
-        return self.fingerprint_of(self.hf.state_dict(keep_vars=True))
-
-    def fingerprint_of(self, state: dict[str, Tensor]) -> str:
-        """Return the fingerprint of some of the model's own tensors, by any name; kept until one of them changes."""
-        names, stamp = tuple(state), tuple(_stamp(tensor) for tensor in state.values())
-        if names not in self._fingerprints or self._fingerprints[names][0] != stamp:
-            self._fingerprints[names] = (stamp, hash_state(state))
-        return self._fingerprints[names][1]
+        return fingerprint_of(self, self.hf.state_dict(keep_vars=True))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -212,6 +205,14 @@ def _stamp(tensor: Tensor) -> tuple[Any, ...]:
     # A fused optimiser writes without counting versions, so one entry is looked at as well.
     middle = tensor.detach().reshape(-1)[tensor.numel() // 2].item() if tensor.numel() else None
     return tensor.data_ptr(), tensor._version, middle
+
+
+def fingerprint_of(model: Model, state: dict[str, Tensor]) -> str:
+    """Return the fingerprint of some of the model's own tensors, by any name; kept until one of them changes."""
+    names, stamp = tuple(state), tuple(_stamp(tensor) for tensor in state.values())
+    if names not in model._fingerprints or model._fingerprints[names][0] != stamp:
+        model._fingerprints[names] = (stamp, hash_state(state))
+    return model._fingerprints[names][1]
 
 
 def hash_state(state: dict[str, Tensor]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError, UsageError, nearest
 from cutaway.model import Batch, Model
 from cutaway.model.families import resolve
+from cutaway.model.model import fingerprint_of
 
 _FILE = "adapter_model.safetensors"
 _NAME = "default"
@@ -230,7 +231,7 @@ def base_fingerprint(model: Model) -> str:
         for name, tensor in model.hf.state_dict(keep_vars=True).items()
         if ".lora_" not in name
     }
-    return model.fingerprint_of(state)
+    return fingerprint_of(model, state)
 
 
 def refuse_other_weights(wanted: str, given: str, what: str) -> None:

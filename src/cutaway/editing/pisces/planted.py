@@ -19,7 +19,7 @@ from cutaway.model import Model
 from cutaway.planted.concepts import taught, world
 from cutaway.training import TrainConfig
 
-TAUS, MUS = (0.6, 0.5, 0.4, 0.3, 0.2), (0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+TAUS, MUS = (0.6, 0.5, 0.4, 0.3, 0.2), (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 """The grid for models as small as this one."""
 BASELINE = TrainConfig(3e-4, 16, steps=80, schedule="constant", bucket=1, precision="float32", probe_every=1)
 RELEARN = replace(BASELINE, steps=32, probe_every=8)
@@ -65,11 +65,11 @@ def fitted(
 def erase_world(
     worlds: Worlds,
     *,
-    limits: tuple[float, float, float] = (0.1, 0.9, 0.95),
+    limits: tuple[float, float, float] = (0.1, 0.95, 0.98),
     seed: int = 0,
     trained: bool = True,
 ) -> Erased:
-    """Remove world A; ``trained`` adds gradient ascent and relearning."""
+    """Remove world A within ``limits``, the card's own numbers; ``trained`` adds gradient ascent and relearning."""
     features = find_features(worlds.model, worlds.dictionaries, worlds.concept)
     return erase(
         worlds.model,
