@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cutaway.charts import Chart, Series
-from cutaway.errors import UsageError
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -57,11 +56,13 @@ class AttentionMlp(Study[AttentionMlpConfig]):
         """Find the neurons, the prompts that fire them, their heads, and what rules and heads are worth."""
         from cutaway.features.attention_mlp.surveys import survey
         from cutaway.features.corpus import open_corpus
+        from cutaway.features.windows import start_tokens, windows
 
         model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
         targets, controls = _targets(model, config)
-        start = _start(model, config.start)
-        build, other = _windows(model, corpus, config)
+        start = start_tokens(model, config.start)
+        texts = windows(model, corpus, n=config.windows, length=config.length)
+        build, other = texts.build, texts.judge
         total = float(len(build) + len(other))
 
         def seen(before: int) -> Callable[[int], None]:
@@ -118,43 +119,10 @@ def _targets(model: "Model", config: AttentionMlpConfig) -> "tuple[list[NextToke
     return targets, random_neurons(model, config.layers, len(targets), targets, pool, config.seed)
 
 
-def _start(model: "Model", which: str) -> tuple[int, ...]:
-    if which == "none":
-        return ()
-    if which.startswith("id:") and which[3:].isdecimal() and int(which[3:]) < model.vocab_size:
-        return (int(which[3:]),)
-    token = getattr(model.tokenizer, f"{which}_token_id", None) if which in ("bos", "eos") else None
-    if token is None:
-        raise UsageError(f"start={which!r}: bos or eos where the tokenizer of {model.name} has one, none, id:<number>")
-    return (int(token),)
-
-
-def _windows(
-    model: "Model", corpus: object, config: AttentionMlpConfig
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Cut documents into windows; those with even numbers on one side, odd ones on the other."""
-    from cutaway.features.corpus import Corpus
-    from cutaway.features.harvest import contexts
-
-    assert isinstance(corpus, Corpus)
-    begin = len(model.encode("", special=True))
-    sides: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
-    for window in contexts(model, corpus, config.length + begin):
-        side = sides[window.document % 2]
-        ids = window.ids[begin:]
-        if len(side) < config.windows and len(ids) >= config.length // 4:
-            side.append(ids)
-        if all(len(each) == config.windows for each in sides):
-            break
-    if not all(sides):
-        raise UsageError(f"corpus {corpus.name!r}: two documents of {config.length // 4} tokens or more are needed")
-    return sides
-
-
 def _prompts(
     model: "Model",
     targets: "Sequence[NextToken]",
-    rows: list[tuple[int, ...]],
+    rows: Sequence[tuple[int, ...]],
     config: AttentionMlpConfig,
     start: tuple[int, ...],
     tick: Callable[[int], None],

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
         nearest_tokens,
         next_tokens,
         read,
-        windows,
     )
     from cutaway.features.neuron2graph.steps import Pruned, Saliency, Settings, Snippet, prune, published, saliency
     from cutaway.features.neuron2graph.svg import draw
-    from cutaway.features.neuron2graph.tokens import normalise, speller, start_tokens
+    from cutaway.features.neuron2graph.tokens import normalise, speller
     from cutaway.features.neuron2graph.variants import vary
+    from cutaway.features.windows import start_tokens, windows
 
 __all__ = [
     "Ending",

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from cutaway.errors import UsageError
 from cutaway.features.neuron2graph.graph import NeuronGraph, Trie
 from cutaway.features.neuron2graph.refine import refine
-from cutaway.features.neuron2graph.steps import Propose, Pruned, Row, Settings, Snippet, insert, prune
+from cutaway.features.neuron2graph.steps import Propose, Pruned, Settings, Snippet, insert, prune
 from cutaway.features.neuron2graph.tokens import Spell
 from cutaway.features.unit import Unit
+from cutaway.features.windows import Row
 
 _AT_ONCE = 8
 """Snippets that are pruned and read together."""

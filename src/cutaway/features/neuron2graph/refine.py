@@ -9,10 +9,11 @@ found where it is the one that predicts; one seen nowhere keeps its samples.
 from collections.abc import Sequence
 
 from cutaway.features.neuron2graph.graph import Ending, NeuronGraph, Path, Trie
-from cutaway.features.neuron2graph.steps import Row, Settings, Snippet, insert, prune
+from cutaway.features.neuron2graph.steps import Settings, Snippet, insert, prune
 from cutaway.features.neuron2graph.tokens import Spell, normalise
 from cutaway.features.neuron2graph.variants import vary
 from cutaway.features.unit import Unit
+from cutaway.features.windows import Row
 
 
 def refine(

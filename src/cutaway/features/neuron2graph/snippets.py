@@ -1,7 +1,4 @@
-"""Texts for any number of units in one pass: those that fire each most, the rest, and tokens to mask and substitute.
-
-Windows of one document stay on one side: documents with even numbers are for building, odd ones for judging.
-"""
+"""Texts for any number of units in one pass: those that fire each most, the rest, and tokens to mask and substitute."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,19 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.errors import UsageError
-from cutaway.features.corpus import Corpus
-from cutaway.features.neuron2graph.steps import Propose, Row, Snippet
+from cutaway.features.neuron2graph.steps import Propose, Snippet
 from cutaway.features.unit import Unit, read_rows
+from cutaway.features.windows import Row
 from cutaway.model import Model
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Windows of tokens, without start tokens."""
-
-    build: tuple[Row, ...]
-    judge: tuple[Row, ...]
-    """Of other documents."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +38,6 @@ class Read:
     def largest(self, unit: int) -> float:
         """Return the largest value of a unit."""
         return max(float(values[:, unit].max()) for values in self.values)
-
-
-def windows(model: Model, corpus: Corpus, *, n: int, length: int = 64, judge: int | None = None) -> Texts:
-    """Cut documents into windows of ``length`` tokens until there are ``n`` to build on and ``judge`` (n) to judge by.
-
-    UsageError where the corpus has fewer than two documents, or one side gets no window.
-    """
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    wanted = (n, n if judge is None else judge)
-    for number, text in enumerate(corpus):
-        side = sides[number % 2]
-        if len(side) < wanted[number % 2]:
-            # Titles and rules of wikis make poor windows; a quarter of the length is the least that counts.
-            ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            cut = (tuple(ids[start : start + length]) for start in range(0, len(ids), length))
-            side += [row for row in cut if len(row) >= length // 4]
-        if all(len(each) >= want for each, want in zip(sides, wanted, strict=True)):
-            break
-    if not all(sides):
-        raise UsageError(f"corpus {corpus.name!r}: two documents of {length // 4} tokens or more are needed")
-    return Texts(tuple(sides[0][: wanted[0]]), tuple(sides[1][: wanted[1]]))
 
 
 def read(

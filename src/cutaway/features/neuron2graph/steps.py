@@ -15,8 +15,6 @@ from cutaway.features.neuron2graph.tokens import Spell, normalise
 from cutaway.features.neuron2graph.variants import vary
 from cutaway.features.unit import Unit, read_rows
 
-Row = tuple[int, ...]
-"""Tokens of a text."""
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 """``(ids, position)`` to token ids that could stand there, best first."""
 _SENTENCE_END = re.compile(r"[.!\n]")

@@ -73,9 +73,10 @@ class NeuronToGraph(Study[NeuronToGraphConfig]):
     def run(self, config: NeuronToGraphConfig, lab: Lab) -> Findings:
         """Read the text once for all units, make each one's graph, judge it on its own snippets and on other text."""
         from cutaway.features.corpus import open_corpus
-        from cutaway.features.neuron2graph.snippets import read, windows
+        from cutaway.features.neuron2graph.snippets import read
         from cutaway.features.neuron2graph.survey import survey
-        from cutaway.features.neuron2graph.tokens import speller, start_tokens
+        from cutaway.features.neuron2graph.tokens import speller
+        from cutaway.features.windows import start_tokens, windows
 
         model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
         units = _units(model, config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from cutaway.errors import UsageError
 from cutaway.model import Model
 
 Spell = Callable[[int], str]
@@ -32,20 +31,3 @@ def normalise(text: str) -> str:
     if not stripped.isalpha():
         return text
     return stripped.lower() if stripped.istitle() else stripped
-
-
-def start_tokens(model: Model, which: str) -> tuple[int, ...]:
-    """Return the tokens put in front of every window: "bos", "eos", "id:<number>" or "none".
-
-    UsageError for a token that the tokenizer does not have, because the choice changes every value near the start.
-    """
-    if which == "none":
-        return ()
-    if which.startswith("id:") and which[3:].isdecimal() and int(which[3:]) < model.vocab_size:
-        return (int(which[3:]),)
-    if which not in ("bos", "eos"):
-        raise UsageError(f"start={which!r}: one of bos, eos, none, id:<0 to {model.vocab_size - 1}>")
-    token = getattr(model.tokenizer, f"{which}_token_id", None)
-    if token is None:
-        raise UsageError(f"start={which!r}: the tokenizer of {model.name} has no such token; choose another or none")
-    return (int(token),)
