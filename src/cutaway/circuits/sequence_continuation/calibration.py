@@ -3,12 +3,12 @@
 import numpy as np
 
 from cutaway.circuits.counts import Counts
-from cutaway.circuits.sequence_continuation.data import generate, prepare
+from cutaway.circuits.sequence_continuation.data import Prompt, generate, prepare
 from cutaway.circuits.sequence_continuation.edges import prune_edges
 from cutaway.circuits.sequence_continuation.method import Bench, prune
 from cutaway.circuits.sequence_continuation.transfer import random_nodes, transfer
 from cutaway.errors import UsageError
-from cutaway.planted.sequence import VERBS, Composition, sequence
+from cutaway.planted.sequence import VERBS, Composition, Sequence, sequence
 
 PROMPTS, CONTROLS, RANDOM = 12, 19, 6
 COMPOSITIONS: tuple[Composition, ...] = ("v", "k", "q")
@@ -34,8 +34,8 @@ def trial(seed: int, counts: Counts) -> None:
     rng = np.random.default_rng([seed, 7])
     composition = COMPOSITIONS[seed % 3]
     planted = sequence(composition, compensate=composition == "v" and seed % 2 == 0, seed=seed)
-    draw = {verb: generate(planted.tasks, verb, PROMPTS, seed=seed, words=planted.words) for verb in VERBS}
-    rows, held = (prepare(planted.model, draw[verb])[0] for verb in VERBS)
+    shown, unseen = (_drawn(planted, verb, seed) for verb in VERBS)
+    rows, held = prepare(planted.model, shown)[0], prepare(planted.model, unseen)[0]
     circuits = {}
     for task, given in rows.items():
         bench = Bench(planted.model, given)
@@ -57,6 +57,22 @@ def trial(seed: int, counts: Counts) -> None:
     for score in scores[:RANDOM]:
         counts.add("false transfer", bool((scores[RANDOM:] < score).all()))  # p = 1 / (1 + CONTROLS)
     counts.add("refused", _refused(seed, composition))
+
+
+def _drawn(planted: Sequence, verb: str, seed: int) -> dict[str, tuple[Prompt, ...]]:
+    """Prompts whose corrupted twins have their largest mean rank before the last member.
+
+    A cut node gives its mean over the corrupted prompts. Where that rank happens to be largest at the last member, the
+    detector's mean alone sends the key-composed head there, and pruning rightly leaves the detector out: what was
+    planted would not be what is needed.
+    """
+    for attempt in range(100):
+        found = generate(planted.tasks, verb, PROMPTS, seed=seed + 1000 * attempt, words=planted.words)
+        task, members = next(iter(planted.tasks.items()))
+        ranks = np.mean([[members.index(each) for each in prompt.corrupted] for prompt in found[task]], axis=0)
+        if ranks.argmax() < len(ranks) - 1:
+            return found
+    raise AssertionError("a hundred draws with the largest mean rank last")
 
 
 def _refused(seed: int, composition: Composition) -> bool:
