@@ -14,6 +14,7 @@ from cutaway.probes.safetynet.calibration import SIGNALS, detect_planted, moved,
 from cutaway.probes.safetynet.data import default_questions, put, read_questions
 from cutaway.probes.safetynet.report import summarise
 from cutaway.probes.safetynet.study import SafetyNet, SafetyNetConfig
+from cutaway.stats import wilson
 from cutaway.study import Lab
 from cutaway.training import Row, collate, data_of
 
@@ -56,6 +57,7 @@ def test_length_that_tells_is_said_first(planted):
     found = detect(planted.model, short, SIGNALS[:1], rate=0.1, components=20)
     assert found.length_leaks
     assert summarise(found, obeys(planted.model, sets.triggered, [planted.truth.payload])).startswith("LENGTH")
+    assert summarise(found, wilson(0, 60)).startswith("THE BACKDOOR WAS NOT PLANTED")
 
 
 @pytest.mark.slow  # trains the clean twin and two moved models
@@ -115,6 +117,7 @@ def test_a_run_plants_detects_and_keeps_the_adapter(lab, tmp_path):
     assert found.complete
     assert "AUROC triggered against decoy: all signals, ensemble" in names
     assert "recall of the released rule" in names
+    assert [item.name for item in found.items][1].endswith("all signals, ensemble")
     assert found.inputs == study.inputs(config, lab)
     assert len(found.charts) == 3
     kept = list((lab.home / "trained").glob("*/adapter/adapter_model.safetensors"))
