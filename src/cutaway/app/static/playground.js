@@ -213,6 +213,7 @@ async function start() {
     make("label", { class: "p-check" }, make("input", { type: "checkbox", value: name, checked: "" }), name));
   byId("p-monitors").querySelector("div").append(...boxes);
   byId("p-monitors").hidden = boxes.length === 0;
+  byId("p-hint").hidden = boxes.length > 0 && setup.vectors.length > 0;
   addEdit();
   return root.setAttribute("data-ready", "");
 }
