@@ -179,7 +179,7 @@ def main() -> None:
         "ours": lambda _: fit_polynomial(train, validation, recipe, linear=linear).order,
         "loop": lambda _: plain_training(train, validation, recipe, linear),
     }
-    training = interleaved(repeats, **sides)
+    training = interleaved(1 if given.quick else 2, **sides)
 
     shares, losses = [], []
     for seed in range(2 if given.quick else 8):
@@ -189,7 +189,7 @@ def main() -> None:
         shares.append(float(exits.multiplies.mean() / sum(monitor.multiplies)))
         losses.append(reached(monitor, split)[-1] - f1(split.test.labels, exits.flagged))
     tokens = sum(map(len, rows))
-    name, watched, probed = monitored(3 if given.quick else 9)
+    name, watched, probed = monitored(1 if given.quick else 5)
     faster, apart = screening(given.quick)
     claims = [
         claim("prefill of 512 tokens with four detectors", "no monitor", watched, bar=1.1),
