@@ -94,6 +94,14 @@ def test_the_digest_follows_the_text(tmp_path: Path) -> None:
     assert open_corpus(["ab"], limit=1).digest != open_corpus(["ab"]).digest
 
 
+def test_documents_are_parted_whole() -> None:
+    for n, cut in ((4, 2), (5, 3), (8, 6)):
+        first, rest = open_corpus([f"text {i}" for i in range(n)]).parts()
+        assert (list(first) + list(rest), len(first.texts)) == ([f"text {i}" for i in range(n)], cut)
+    with pytest.raises(UsageError, match="3 documents; 4 or more"):
+        open_corpus(TEXTS).parts()
+
+
 def test_bad_input(tmp_path: Path) -> None:
     for source, said in (
         ("wikitexts", "did you mean 'wikitext'"),

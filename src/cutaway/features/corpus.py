@@ -64,6 +64,19 @@ class Corpus:
             total.update(len(encoded).to_bytes(8, "big") + encoded)
         return total.hexdigest()
 
+    def parts(self) -> "tuple[Corpus, Corpus]":
+        """Return three quarters of the documents, to learn from, and the rest, to measure on.
+
+        UsageError for fewer than four documents.
+        """
+        texts = tuple(self)
+        if len(texts) < 4:
+            raise UsageError(
+                f"corpus {self.name!r} has {len(texts)} documents; 4 or more keep learning and measuring apart"
+            )
+        cut = min(max(2, len(texts) * 3 // 4), len(texts) - 2)
+        return Corpus(f"{self.name}, first part", texts=texts[:cut]), Corpus(f"{self.name}, rest", texts=texts[cut:])
+
     def _all(self) -> Iterator[str]:
         yield from self.texts
         for path in self.files:

@@ -59,12 +59,12 @@ class Itda(Study[ItdaConfig]):
     Config = ItdaConfig
 
     def run(self, config: ItdaConfig, lab: Lab) -> Findings:
-        """Build on the first half of the text's documents' tokens, evaluate, compare; match layers where asked to."""
+        """Build on three quarters of the documents, evaluate on the rest, compare; match layers where asked to."""
         from cutaway.features.corpus import open_corpus
         from cutaway.features.itda.method import build
 
         model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
-        kept, left = _halves(corpus)
+        kept, left = corpus.parts()
         started = time.monotonic()
         found = build(
             model,
@@ -226,20 +226,6 @@ def layer_matching(
         dictionaries.append([each.dictionary for each in found.values()])
         values.append([torch.cat([part.values[site] for part in parts]) for site in found])
     return (*match_dictionaries(dictionaries), *match_activations(values))
-
-
-def _halves(corpus: "Corpus") -> "tuple[Corpus, Corpus]":
-    """Split documents: to build on, and to evaluate on."""
-    from cutaway.features.corpus import Corpus
-
-    texts = tuple(corpus)
-    if len(texts) < 4:
-        raise UsageError(
-            f"corpus {corpus.name!r} has {len(texts)} documents; 4 or more keep building and measuring apart"
-        )
-    half = max(2, len(texts) * 3 // 4)
-    half = min(half, len(texts) - 2)
-    return Corpus(f"{corpus.name}, first part", texts=texts[:half]), Corpus(f"{corpus.name}, rest", texts=texts[half:])
 
 
 def _measured(config: ItdaConfig, model: "Model", dictionary: object, corpus: "Corpus") -> "Evaluation":

@@ -208,7 +208,7 @@ def _activations(config: MfrSaeConfig, lab: Lab) -> Findings:
             " leave it out"
         )
     model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
-    kept, left = _parts(corpus)
+    kept, left = corpus.parts()
     lab.progress(Progress(0.0, 1.0, "harvest"))
     chunks = [part.values[config.site] for part in stream(model, kept, config.site, tokens=config.tokens)]
     rows, about = torch.cat(chunks).float(), provenance_of(model, kept, config.site)
@@ -312,19 +312,6 @@ def _epochs(rows: "Tensor", config: MfrSaeConfig) -> "list[Tensor]":
     turns = -(-config.steps * config.batch // len(rows))
     order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(turns)])
     return [rows[part] for part in order.split(config.batch)]
-
-
-def _parts(corpus: "Corpus") -> "tuple[Corpus, Corpus]":
-    """Split documents: three quarters to train on, the rest to measure on."""
-    from cutaway.features.corpus import Corpus
-
-    texts = tuple(corpus)
-    if len(texts) < 4:
-        raise UsageError(
-            f"corpus {corpus.name!r} has {len(texts)} documents; 4 or more keep training and measuring apart"
-        )
-    cut = min(max(2, len(texts) * 3 // 4), len(texts) - 2)
-    return Corpus(f"{corpus.name}, first part", texts=texts[:cut]), Corpus(f"{corpus.name}, rest", texts=texts[cut:])
 
 
 def _learning(arms: "dict[str, Peers]") -> Chart:
