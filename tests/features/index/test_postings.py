@@ -76,32 +76,53 @@ def folded(token: bytes, ci: bool, trim: bool) -> str:
     return (text.strip() or text) if trim else text
 
 
+Truth = dict[str, dict[int, set[int]]]
+
+
+def random_terms(draw: random.Random) -> list[Term]:
+    roles = [draw.choice(["activating", "context", "any"]) for _ in range(draw.choice([1, 1, 2, 2, 3]))]
+    return [Term(draw.choice([token for token in TOKENS if token]), role) for role in roles]  # type: ignore[arg-type]
+
+
+def units_with(truth: Truth, terms: list[Term], units: int, ci: bool = False, trim: bool = False) -> list[int]:
+    """Units that have every term in its role."""
+    wanted = [folded(bytes(term.token), ci, trim) for term in terms]  # type: ignore[arg-type]
+    spelled = [folded(token, ci, trim) if token else None for token in TOKENS]
+    return [
+        unit
+        for unit in range(units)
+        if all(
+            any(word == spelled[token] for role in truth if term.role in (role, "any") for token in truth[role][unit])
+            for term, word in zip(terms, wanted, strict=True)
+        )
+    ]
+
+
 def test_a_thousand_random_queries_agree_with_a_scan(odd: FeatureIndex) -> None:
     truth, draw = scan(odd), random.Random(0)
     some = 0
     for _ in range(1000):
-        terms = []
-        for _ in range(draw.choice([1, 1, 2, 2, 3])):
-            role = draw.choice(["activating", "context", "any"])
-            terms.append(Term(draw.choice([token for token in TOKENS if token]), role))  # type: ignore[arg-type]
-        ci, trim = draw.random() < 0.3, draw.random() < 0.2
-        expected = []
-        for unit in range(odd.n_units):
-            if all(
-                any(
-                    folded(TOKENS[token], ci, trim) == folded(bytes(term.token), ci, trim)  # type: ignore[arg-type]
-                    for role in truth
-                    if term.role in (role, "any")
-                    for token in truth[role][unit]
-                    if TOKENS[token]
-                )
-                for term in terms
-            ):
-                expected.append(unit)
+        terms, ci, trim = random_terms(draw), draw.random() < 0.3, draw.random() < 0.2
+        expected = units_with(truth, terms, odd.n_units, ci, trim)
         found = matching(odd.parts["postings"], odd.vocabulary, terms, odd.n_units, ci=ci, trim=trim)
         assert found.tolist() == expected, (terms, ci, trim)
         some += 0 < len(expected) < odd.n_units
     assert some > 300  # most queries tell units apart
+
+
+def test_a_thousand_random_graphs_agree_with_a_scan(tmp_path: Path) -> None:
+    draw, words = random.Random(1), sorted({plain(token) for token in TOKENS if token})
+    notes = {}
+    for unit in range(1000):
+        chosen = [(draw.choice(["activating", "context"]), draw.choice(words)) for _ in range(draw.randint(0, 5))]
+        notes[unit, "graph"] = graph(*chosen)
+    index = by_hand(tmp_path, TOKENS, units=1000, notes=notes)
+    truth, lists = scan(index), index.parts["postings"]
+    for _ in range(100):
+        terms = random_terms(draw)
+        assert matching(lists, index.vocabulary, terms, 1000).tolist() == units_with(truth, terms, 1000), terms
+    for unit in draw.sample(range(1000), 50):
+        check_alike(index, truth, unit)
 
 
 def test_every_token_finds_its_units_through_percent_encoding(odd: FeatureIndex) -> None:
@@ -132,18 +153,23 @@ def test_graphs_decide_the_context_and_add_to_what_activates(odd: FeatureIndex, 
         add_notes(grown, {(60, "graph"): graph()})
 
 
+def check_alike(index: FeatureIndex, truth: Truth, unit: int) -> None:
+    """The seven most similar units, by sets of tokens."""
+    sets, expected = truth["activating"], []
+    own = sets[unit]
+    for other in range(index.n_units):
+        shared = len(own & sets[other])
+        if other != unit and shared:
+            expected.append((-shared / len(own | sets[other]), other, shared / len(own), shared / len(sets[other])))
+    best = alike(index.parts["postings"], unit, 7)
+    found = [(-each.similarity, each.unit, each.inside, each.holds) for each in best]
+    assert found == [pytest.approx(each) for each in sorted(expected)[:7]]
+
+
 def test_similarity_and_subset_against_sets(odd: FeatureIndex) -> None:
-    sets = scan(odd)["activating"]
+    truth = scan(odd)
     for unit in range(odd.n_units):
-        own = sets[unit]
-        expected = []
-        for other in range(odd.n_units):
-            shared = len(own & sets[other])
-            if other != unit and shared:
-                expected.append((-shared / len(own | sets[other]), other, shared / len(own), shared / len(sets[other])))
-        best = alike(odd.parts["postings"], unit, 7)
-        found = [(-each.similarity, each.unit, each.inside, each.holds) for each in best]
-        assert found == [pytest.approx(each) for each in sorted(expected)[:7]]
+        check_alike(odd, truth, unit)
 
 
 def test_similarity_is_the_same_both_ways_and_silent_units_have_none(odd: FeatureIndex) -> None:
