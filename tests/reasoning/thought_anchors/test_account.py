@@ -63,3 +63,15 @@ def test_unknown_and_incomplete_parts_are_refused(planted, anchors) -> None:
         check_parts(["influense"])
     with pytest.raises(UsageError, match="give forcing"):
         account(LocalEngine(planted.model), asked_of(planted), anchors, ["forced"])
+
+
+def test_ctrl_c_anywhere_keeps_the_parts_that_are_done(planted, anchors) -> None:
+    def stop(texts):
+        raise KeyboardInterrupt
+
+    found = account(
+        LocalEngine(planted.model), asked_of(planted), anchors, ["categories", "importance"], rollouts=2, embed=stop
+    )
+    assert not found.complete
+    assert len(found.categories or ()) == len(anchors.sentences)
+    assert not found.tracks

@@ -3,7 +3,7 @@
 Each part is asked for by name (`PARTS`); a part that a trace is too short for is left out with its reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cutaway.errors import UsageError, nearest
@@ -72,34 +72,48 @@ def account(
 ) -> Account:
     """Measure ``parts`` of one trace. ``rollouts`` are drawn at every boundary where a part needs them.
 
-    ``forcing`` is the text that asks for the answer at once, needed by the part of that name.
+    ``forcing`` is the text that asks for the answer at once, needed by the part of that name. Ctrl-C keeps the parts
+    that are done.
     """
-    model, trace, outcome = engine.model, asked.trace, asked.outcome
+    model, trace = engine.model, asked.trace
     parts, found = check_parts(parts), Account()
-    if "categories" in parts:
-        found += Account(categories=label_sentences(anchors.sentences))
-    if "attention" in parts:
-        found += _attention(model, trace)
-    if "suppression" in parts:
-        found += _suppression(model, trace, seed, report)
-    forced = None
-    if "forced" in parts:
-        forced = _forced(engine, asked, forcing, rollouts, seed, tree)
-    if {"importance", "influence", "forced"} & set(parts):
-        draws: Sequence[Draws | None] = [None] * trace.n_sentences
-        if forced is None or forced.complete:  # whoever stopped the forced answers wants no rollouts either
-            draws = draw_boundaries(engine, trace, outcome, model.decode, rollouts, seed=seed, tree=tree, report=report)
-        if {"importance", "forced"} & set(parts):
-            table = measure_importance(
-                anchors.sentences, draws, anchors.answers[0], embed=embed, forced=forced, seed=seed
-            )
-            found += Account(tracks=table.tracks(), complete=table.complete)
-        if "influence" in parts:
-            influence = measure_influence(anchors.sentences, draws, embed, seed=seed)
-            control = Finding("links kept among shuffled rollouts", float(influence.control), n=influence.tested)
-            kept = Finding("sentence-to-sentence links kept", float(influence.kept.sum()), n=influence.tested)
-            found += Account(links=(influence.links(),), findings=(_beside(kept, control),))
+    try:
+        if "categories" in parts:
+            found += Account(categories=label_sentences(anchors.sentences))
+        if "attention" in parts:
+            found += _attention(model, trace)
+        if "suppression" in parts:
+            found += _suppression(model, trace, seed, report)
+        forced = _forced(engine, asked, forcing, rollouts, seed, tree) if "forced" in parts else None
+        if {"importance", "influence", "forced"} & set(parts):
+            draws: Sequence[Draws | None] = [None] * trace.n_sentences
+            if forced is None or forced.complete:  # whoever stopped the forced answers wants no rollouts either
+                draws = draw_boundaries(
+                    engine, trace, asked.outcome, model.decode, rollouts, seed=seed, tree=tree, report=report
+                )
+            for part in _from_rollouts(anchors, draws, parts, forced, embed, seed):
+                found += part
+    except KeyboardInterrupt:
+        found += Account(complete=False)
     return found
+
+
+def _from_rollouts(
+    anchors: AnchorMap,
+    draws: Sequence[Draws | None],
+    parts: Sequence[str],
+    forced: Forced | None,
+    embed: Embed | None,
+    seed: int,
+) -> Iterator[Account]:
+    if {"importance", "forced"} & set(parts):
+        table = measure_importance(anchors.sentences, draws, anchors.answers[0], embed=embed, forced=forced, seed=seed)
+        yield Account(tracks=table.tracks(), complete=table.complete)
+    if "influence" in parts:
+        influence = measure_influence(anchors.sentences, draws, embed, seed=seed)
+        control = Finding("links kept among shuffled rollouts", float(influence.control), n=influence.tested)
+        kept = Finding("sentence-to-sentence links kept", float(influence.kept.sum()), n=influence.tested)
+        yield Account(links=(influence.links(),), findings=(_beside(kept, control),))
 
 
 def _beside(finding: Finding, control: Finding) -> Finding:
