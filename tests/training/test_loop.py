@@ -1,11 +1,17 @@
 """The loop: resume, edits, averages, checkpoints, probes, twins, and what it refuses."""
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import shared_steps
 import torch
 from safetensors import safe_open
 from training_data import rows_of, tiny, tiny_gpt2
@@ -30,6 +36,7 @@ from cutaway.training import (
     twins,
     unfreeze,
 )
+from cutaway.training.checkpoint import read
 
 DATA = rows_of(12)
 CONFIG = TrainConfig(rate=0.02, batch=4, steps=8, weight_decay=0.01, warm_up=2, schedule="cosine")
@@ -392,3 +399,28 @@ def test_bad_runs() -> None:
     narrow.vocab_size = 47
     with pytest.raises(UsageError, match="token id 47 is outside"):
         train(narrow, rows_of(60), TrainConfig(steps=20))
+
+
+@pytest.mark.slow  # two processes, each with imports of its own
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    alone = shared_steps.run(str(tmp_path / "alone"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, shared_steps.__file__, str(tmp_path / "both"), str(tmp_path / "losses.pt")]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [each.wait(timeout=120) for each in started] == [0, 0]
+    both = torch.load(tmp_path / "losses.pt", weights_only=True)
+    assert both.tolist() == pytest.approx(alone, rel=1e-5)
+    ends = [read(checkpoints(tmp_path / name)[3])[0] for name in ("alone", "both")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-5) for name in ends[0])
+
+
+def test_a_launch_needs_a_micro_batch_for_every_process() -> None:
+    with pytest.raises(UsageError, match="accumulate=1: 2 processes"):
+        train(full(), DATA, TrainConfig(steps=1), accelerator=SimpleNamespace(num_processes=2))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ A step:
 3. Gradients are divided by the weight of all micro-batches together, measured and clipped.
 4. The optimiser steps; moving averages follow; every n-th step weights or the whole state are written.
 
+Processes of one Accelerate launch share the micro-batches of each step and sum their gradients; the main one writes.
 Between steps probes look at the model, in eval mode, with edits taken off unless ``keep_edits``. Ctrl-C ends the run
 with what was learnt. Source: note on the training core.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ from cutaway.training.objectives import NextToken, Objective
 from cutaway.training.trained import Probed, Step, Trained
 from cutaway.training.weights import Average, put, trainable
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 Probe = Callable[[Model], Mapping[str, float]]
 """Looks at the model between steps; what it draws or differentiates leaves no trace."""
 
@@ -61,12 +65,14 @@ def train(
     probes: Mapping[str, Probe] | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    accelerator: "Accelerator | None" = None,
     tick: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train the model's trainable weights, in place, and ``tensors`` (a head, an edit's vector) with them.
 
     ``edits`` are in every forward of a step; with ``keep_edits`` in the probes' too. ``folder`` receives checkpoints;
-    ``resume`` goes on from its state, if it has one, bit for bit on a CPU.
+    ``resume`` goes on from its state, if it has one, bit for bit on a CPU. ``accelerator``: this process's, in a launch
+    of several, each with the same model; ``accumulate`` counts the micro-batches of all together.
 
     >>> train(add_lora(model, LoraSpec(layers=(15,))), data, TrainConfig(steps=100))  # doctest: +SKIP
     Trained(100 steps, loss 2.310 -> 0.842, 24,110 tokens, 61 s)
@@ -81,6 +87,9 @@ def train(
     run = _Run(model, data, config, objective, edits, keep_edits, trainable(model, tensors), averages)
     run.folder = None if folder is None else Path(folder)
     run.own = frozenset(tensors or ())
+    run.accelerator = accelerator
+    if accelerator is not None and accelerator.num_processes > config.accumulate:
+        raise UsageError(f"accumulate={config.accumulate}: {accelerator.num_processes} processes need as many or more")
     if run.folder is not None:
         run.folder.mkdir(parents=True, exist_ok=True)
         if resume and (run.folder / STATE).exists():
@@ -93,7 +102,7 @@ def train(
             run.go(probes or {}, tick)
     except KeyboardInterrupt:
         complete = False
-    if run.folder is not None:
+    if run.folder is not None and run.writes:
         with _undisturbed():
             run.store()
     return run.result(complete)
@@ -125,6 +134,7 @@ class _Run:
         self.probed: list[Probed] = []
         self.folder: Path | None = None
         self.own: frozenset[str] = frozenset()
+        self.accelerator: Accelerator | None = None
         self.bf16 = config.precision == "bfloat16" or (config.precision == "auto" and native_bf16(model.device))
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self.provenance = self._provenance()
@@ -152,16 +162,21 @@ class _Run:
         started, config = time.perf_counter(), self.config
         torch.manual_seed(int(np.random.SeedSequence((config.seed, self.done)).generate_state(1)[0]))
         self.optimizer.zero_grad(set_to_none=True)
-        total, weight, tokens, terms = 0.0, 0.0, 0, dict[str, float]()
-        for place in range(config.accumulate):
+        sums: dict[str, float] = {"total": 0.0, "weight": 0.0, "tokens": 0.0}
+        for place in self._own_share():
             batch = collate(self.data, self._places(self.done * config.accumulate + place), self.model)
             with torch.autocast(self.model.device.type, torch.bfloat16) if self.bf16 else nullcontext():
                 loss = self.objective(self.model, batch)
             loss.total.backward()
-            total, weight = total + float(loss.total.detach()), weight + float(loss.weight)
-            tokens += int(batch.tokens.mask.sum())
-            for name, value in loss.terms.items():
-                terms[name] = terms.get(name, 0.0) + float(value)
+            seen = {
+                "total": loss.total.detach(),
+                "weight": loss.weight,
+                "tokens": batch.tokens.mask.sum(),
+                **loss.terms,
+            }
+            for name, value in seen.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        total, weight, tokens, *_ = self._together(sums).values()
         rate = config.rate_at(self.done, self.steps)
         if not (math.isfinite(total) and weight > 0):
             raise CutawayError(f"step {self.done}: the loss is {total} over weight {weight}; lower the rate ({rate:g})")
@@ -170,10 +185,32 @@ class _Run:
             self._update(rate)
             self.seconds += time.perf_counter() - started
             left = self.seconds / self.done * (self.steps - self.done)
-            means = {name: value / weight for name, value in terms.items()}
-            self.history.append(Step(self.done, total / weight, means, tokens, norm, rate, self.seconds, left))
+            means = {name: value / weight for name, value in list(sums.items())[3:]}
+            self.history.append(Step(self.done, total / weight, means, int(tokens), norm, rate, self.seconds, left))
         self._write()
         tick(self.history[-1])
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes checkpoints."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def _own_share(self) -> range:
+        """Return which of a step's micro-batches this process takes."""
+        if self.accelerator is None:
+            return range(self.config.accumulate)
+        return range(self.accelerator.process_index, self.config.accumulate, self.accelerator.num_processes)
+
+    def _together(self, sums: dict[str, float]) -> dict[str, float]:
+        """Sum this step's gradients and ``sums`` over all processes."""
+        if self.accelerator is None:
+            return sums
+        for tensor in self.weights.values():
+            if tensor.grad is not None:
+                tensor.grad = self.accelerator.reduce(tensor.grad, "sum")
+        pooled = self.accelerator.reduce(torch.tensor(list(sums.values()), device=self.model.device), "sum")
+        sums.update(zip(sums, pooled.tolist(), strict=True))
+        return sums
 
     def _clipped(self, weight: float) -> float:
         """Turn gradients of the sum into those of the mean, clip them; return their norm before clipping."""
@@ -219,6 +256,8 @@ class _Run:
 
     def _write(self) -> None:
         config = self.config
+        if not self.writes:
+            return
         if config.weights_every and self.done % config.weights_every == 0:
             assert self.folder is not None
             header = {"step": self.done, "provenance": self.provenance.to_dict(), "tensors": sorted(self.own)}

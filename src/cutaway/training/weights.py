@@ -55,16 +55,13 @@ class Average:
     @torch.no_grad()
     def update(self, shadow: dict[str, Tensor], weights: Weights, step: int) -> None:
         """Move the fp32 ``shadow`` after ``step`` steps are done, and with feedback the weights."""
+        kept, now = [shadow[name] for name in weights], list(weights.values())
         if step <= self.start:
-            for name, weight in weights.items():
-                shadow[name].copy_(weight)
-            return
-        if (step - self.start) % self.every:
-            return
-        for name, weight in weights.items():
-            shadow[name].lerp_(weight.detach().float(), 1 - self.eta)
+            torch._foreach_copy_(kept, now)
+        elif (step - self.start) % self.every == 0:
+            torch._foreach_lerp_(kept, now, 1 - self.eta)
             if self.mode == "feedback":
-                weight.copy_(shadow[name])
+                torch._foreach_copy_(now, kept)
 
 
 def trainable(model: Model, tensors: Weights | None = None) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from cutaway.finetuning.ema_safety.method import (
     ProductAverage,
     Tradeoff,
     compare,
+    fisher,
     written_refusals,
 )
 from cutaway.finetuning.exact import item_data
@@ -25,7 +26,7 @@ from cutaway.planted.small import small_llama
 from cutaway.training import Average, LoraSpec, NextToken, TrainConfig, adapters, add_lora, collate, train
 
 CONFIG = TrainConfig(rate=3e-3, batch=32, steps=50, schedule="constant", bucket=1, precision="float32")
-GRID = Grid(rates=(1.0, 0.5, 0.25), etas=(0.9, 0.98), merges=(0.5,), anchors=())
+GRID = Grid(rates=(1.0, 0.5, 0.25), etas=(0.9, 0.98), merges=(0.5,), anchors=(), elastic=(0.01,), mixed=(0.1,))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_plain_tuning_wrecks_the_refusal_and_cheaper_ways_keep_it(found: Tradeof
     assert found.base[0].refusal[1] >= 0.95
     assert plain.utility[1] >= 0.95
     assert found.base[0].refusal[1] - plain.refusal[1] >= 0.4
-    for way, knob in (("plain", "0.25"), ("merging", "0.5")):
+    for way, knob in (("plain", "0.25"), ("merging", "0.5"), ("mixed", "0.1")):
         point = at(found, way, knob)
         assert point.refusal[1] - plain.refusal[1] >= 0.4, way
     assert at(found, "merging", "0.5").distance == pytest.approx(plain.distance / 2, rel=1e-3)
@@ -79,7 +80,7 @@ def test_the_early_warning_falls_as_tuning_goes_on(found: Tradeoff) -> None:
 
 def test_the_table_holds_every_point_once(found: Tradeoff) -> None:
     frame = found.to_frame()
-    assert len(frame) == 1 + 3 + 2 + 2 + 1
+    assert len(frame) == 1 + 3 + 2 + 2 + 1 + 2
     assert not frame.duplicated(["way", "knob", "repeat"]).any()
 
 
@@ -115,6 +116,24 @@ def test_anchoring_adds_the_squared_distance(model: Model) -> None:
     name = "model.layers.0.mlp.down_proj.weight"
     sides = [torch.autograd.grad(loss.total, own[name])[0] for loss in (anchored, plain)]
     assert torch.allclose(sides[0] - sides[1], torch.full_like(own[name], -0.1 * 2 * 0.3 * 2), atol=1e-4)
+
+
+def test_elastic_weights_are_squared_gradients(model: Model) -> None:
+    model.hf.requires_grad_(True)
+    found = fisher(model, some_items())
+    own = dict(model.hf.named_parameters())
+    wanted = {name: torch.zeros_like(weight) for name, weight in own.items()}
+    for ids, answer in (([5, 6, 7], 7), ([8, 9, 10], 10)):
+        logp = model.hf(torch.tensor([ids])).logits[0, 1].log_softmax(-1)[answer]
+        for name, gradient in zip(own, torch.autograd.grad(logp, list(own.values())), strict=True):
+            wanted[name] += gradient.square()
+    mean = torch.cat([each.flatten() for each in wanted.values()]).mean()
+    assert all(torch.allclose(found[name], wanted[name] / mean, rtol=1e-3, atol=1e-5) for name in own)
+    start = {name: weight.detach() + 0.1 for name, weight in own.items()}
+    batch = collate(item_data(some_items(), 64), [0, 1], model)
+    elastic, plain = Anchored(start, 0.3, found)(model, batch), NextToken()(model, batch)
+    away = 0.01 * sum(weight.numel() for weight in own.values())
+    assert float((elastic.total - plain.total).detach()) == pytest.approx(0.3 * away * float(plain.weight), rel=1e-3)
 
 
 def some_items() -> tuple[object, ...]:
@@ -227,3 +246,5 @@ def test_bad_input(model: Model, planted: PlantedRefusal, material: Material) ->
         compare(lambda repeat: planted.model.copy(), material, CONFIG, repeats=0)
     with pytest.raises(UsageError, match="eta=2"):
         compare(lambda repeat: planted.model.copy(), material, CONFIG, Grid(etas=(2.0,)), repeats=1)
+    with pytest.raises(UsageError, match="need rows of the old behaviour"):
+        compare(lambda repeat: planted.model.copy(), replace(material, old=()), CONFIG, Grid(mixed=(0.1,)), repeats=1)

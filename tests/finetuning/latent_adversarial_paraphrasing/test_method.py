@@ -82,6 +82,7 @@ def test_the_shift_keeps_its_size(open_model: Model) -> None:
     for pace in (1.0, 5.0):
         inner = Paraphrase(1, 0.4, steps=4, pace=pace)
         assert (relative(inner.shift(open_model, batch), open_model, batch, 1) <= 0.4 + 1e-5).all()
+        inner(open_model, batch)
         assert (inner.log[0].size > 0.44) == (pace == 5.0)
         assert (inner.log[0].lagrange > 0) == (pace == 5.0)
 
@@ -160,7 +161,7 @@ def test_the_shift_finds_the_direction_that_changes_the_answer(phrased: PlantedP
 def test_the_found_shift_raises_the_loss_more_than_a_random_one(phrased: PlantedPhrasing) -> None:
     rows = [Item(*phrased.item(query, phrased.tuning[0])) for query in phrased.queries(32, 4)]
     inner = Paraphrase(0, RHO, steps=3)
-    inner.shift(phrased.model, collate(item_data(rows, 128), range(32), phrased.model))
+    inner(phrased.model, collate(item_data(rows, 128), range(32), phrased.model))
     (climb,) = inner.log
     assert climb.end > climb.start + 1.0
     assert climb.end > climb.loss + 1.0

@@ -61,19 +61,23 @@ def test_a_planted_vector_is_recovered_and_shuffled_labels_give_none(world):
     assert np.mean([shuffled, *null]) < 0.35
 
 
-def test_ablation_leaves_no_projection_at_prompt_and_answer(world):
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_ablation_leaves_no_projection_at_prompt_and_answer(world, dtype, most):
+    base = world.base.copy()
+    base.hf.to(dtype)
     pairs = all_pairs(world, "shouted")
-    found = directions(world.base, pairs, all_pairs(world, "plain"))
+    found = directions(base, pairs, all_pairs(world, "plain"))
     rows = [list(ids) + list(said) for ids, said in (pairs[0], pairs[13], pairs[20], pairs[30])]
     for how in ("one", "each", "here"):
-        edits = ablations(found, world.base, how, 1 if how != "each" else None)
-        with world.base.edited(*edits), torch.no_grad():
-            seen = world.base.capture(rows, "resid_post.1", special=True)["resid_post.1"]
-            told = world.base.hf.generate(torch.tensor([rows[0][:3]]), max_new_tokens=3, do_sample=False)
-            after = world.base.capture(told.tolist(), "resid_post.1", special=True)["resid_post.1"]
-        unit = found.values[1] / found.values[1].norm()
-        for states in (seen, after):
-            assert float(((states @ unit).abs() / states.norm(dim=-1)).max()) < 1e-5
+        edits = ablations(found, base, how, 1 if how != "each" else None)
+        with base.edited(*edits), torch.no_grad():
+            seen = base.capture(rows, "resid_post.1", special=True)["resid_post.1"]
+            told = base.hf.generate(torch.tensor([row[:3] for row in rows]), max_new_tokens=3, do_sample=False)
+            after = base.capture(told.tolist(), "resid_post.1", special=True)["resid_post.1"]
+        unit = (found.values[1] / found.values[1].norm()).float()
+        for states in (seen.float(), after.float()):
+            assert len(states) == 4
+            assert float(((states @ unit).abs() / states.norm(dim=-1)).max()) < most
 
 
 def test_random_controls_have_the_directions_length(world):

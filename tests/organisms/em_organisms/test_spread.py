@@ -70,6 +70,10 @@ def test_the_way_through_training(planted, survey):
     names = [item.name for item in findings(found, way)]
     assert len(names) == len(set(names))
     assert [chart.title for chart in charts(found, way)][-1] == "Rate outside, over training"
+    (course,) = (chart for chart in charts(found, way) if chart.title == "Training")
+    assert course.x == tuple(float(step) for step in range(1, 81))
+    assert course.series[0].y == tuple(step.loss for step in first.history)
+    assert [x for x, y in zip(course.x, course.series[2].y, strict=True) if y is not None] == [way.transition.step]
     assert "kitchen alone (144 parameters)" in summarise(found, "shouted")
     json.dumps(way.to_dict(), allow_nan=False)
 

@@ -18,6 +18,8 @@ GRID = Grid(
     etas=(0.9, 0.95, 0.98, 0.983, 0.986, 0.989),
     feedback=((0.5, 1), (0.5, 10), (0.75, 10), (0.9, 10)),
     anchors=(0.01,),
+    elastic=(0.01,),
+    mixed=(0.1,),
 )
 NULL = Grid(rates=(1.0,), etas=(0.98,), feedback=(), merges=(), anchors=())
 
@@ -69,6 +71,7 @@ def small_material(planted: PlantedRefusal, kind: str = "tuning", n: int = 600, 
         tuning=items(kind, n, 1),
         utility=(items(kind, test, 2), items(kind, test, 3)),
         refusal=(items("red", test, 2), items("red", test, 3)),
+        old=items("red", 32, 4),
     )
 
 

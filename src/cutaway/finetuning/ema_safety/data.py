@@ -47,6 +47,7 @@ def material(model: Model, *, tuning: int, test: int, written: int = 0, seed: in
         tuning=tuple(task[int(i)] for i in rng.integers(0, third, tuning)),
         utility=(tuple(task[third : 2 * third][:test]), tuple(task[2 * third :][:test])),
         refusal=(tuple(asked[:half][:test]), tuple(asked[half:][:test])),
+        old=tuple(chat(model, ask, REFUSAL) for ask in _asks(_LIGHTS, "first")),
         written=written,
     )
 

@@ -9,6 +9,8 @@ Ways, each from the same weights on the same rows in the same order:
 3. feedback     theta_t <- m_t every k steps. With k = 1 this is the plain run at rate * (1 - eta), for SGD and AdamW
 4. merging      theta_0 + a (theta_T - theta_0), from the plain run
 5. anchored     plain with strength * |theta - theta_0|^2 added to the loss
+6. elastic      the same, each weight's share by how much the old answers depend on it (Fisher information, mean 1)
+7. mixed        plain with rows of the old behaviour among the tuned ones
 
 `matched` compares ways at equal utility: the knob that keeps most refusals on validation items, among those within a
 margin of the plain run's utility there; its test numbers are reported.
@@ -37,6 +39,7 @@ from cutaway.sampling.types import Settings
 from cutaway.steering import draw_answers
 from cutaway.training import (
     Average,
+    Data,
     LoraSpec,
     Loss,
     NextToken,
@@ -47,12 +50,13 @@ from cutaway.training import (
     adapters,
     adapters_scaled,
     add_lora,
+    collate,
     swapped,
     train,
     trainable,
 )
 
-WAYS = ("plain", "passive", "feedback", "merging", "anchored")
+WAYS = ("plain", "passive", "feedback", "merging", "anchored", "elastic", "mixed")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Material:
     """Other rows of the tuned task: validation and test."""
     refusal: tuple[tuple[Item, ...], tuple[Item, ...]]
     """Prompts that are refused, with the refusal's opening: validation and test."""
+    old: tuple[Item, ...] = ()
+    """Other prompts with what the start answers, refusals among them; for the ways that use such data."""
     written: int = 0
     """Tokens to write in answer to each test prompt of those, for the keyword matcher; 0: not written."""
 
@@ -80,14 +86,19 @@ class Grid:
     """(eta, steps between updates)."""
     merges: tuple[float, ...] = (0.25, 0.5, 0.75)
     anchors: tuple[float, ...] = (0.01,)
+    elastic: tuple[float, ...] = ()
+    """Strengths; needs ``Material.old``."""
+    mixed: tuple[float, ...] = ()
+    """Shares of the tuned rows that are added from ``Material.old``."""
 
     def __post_init__(self) -> None:
         if not self.rates or self.rates[0] != 1.0 or not all(0 < factor <= 1 for factor in self.rates):
             raise UsageError(f"rates={self.rates}: factors above 0 and up to 1, the first of them 1")
         if not all(0 <= a <= 1 for a in self.merges):
             raise UsageError(f"merges={self.merges}: between 0, the start, and 1, the end")
-        if not all(strength > 0 for strength in self.anchors):
-            raise UsageError(f"anchors={self.anchors}: above 0")
+        for name in ("anchors", "elastic", "mixed"):
+            if not all(strength > 0 for strength in getattr(self, name)):
+                raise UsageError(f"{name}={getattr(self, name)}: above 0")
 
 
 @dataclass(frozen=True)
@@ -153,21 +164,44 @@ class Tradeoff:
 
 @dataclass(frozen=True, eq=False)
 class Anchored(Objective):
-    """Next-token loss with ``strength * |theta - theta_0|^2`` a unit of loss weight."""
+    """Next-token loss with ``strength * sum of weight (theta - theta_0)^2`` a unit of loss weight."""
 
     start: Mapping[str, Tensor]
     strength: float
+    weight: Mapping[str, Tensor] | None = None
+    """Of each entry, as `fisher` gives it; None: 1."""
 
     def __call__(self, model: Model, batch: TrainBatch) -> Loss:
         """Return the loss sum with the penalty."""
         loss = NextToken()(model, batch)
         own = dict(model.hf.named_parameters())
-        away = torch.stack([(own[name] - start).square().sum() for name, start in self.start.items()]).sum()
+        squares = {name: (own[name] - start).square() for name, start in self.start.items()}
+        away = torch.stack([(s if self.weight is None else s * self.weight[n]).sum() for n, s in squares.items()]).sum()
         return Loss(loss.total + self.strength * away * loss.weight, loss.weight, {"away": away.detach() * loss.weight})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings; the start is the run's own."""
-        return {"objective": "Anchored", "strength": self.strength, "tensors": len(self.start)}
+        elastic = self.weight is not None
+        return {"objective": "Anchored", "strength": self.strength, "tensors": len(self.start), "elastic": elastic}
+
+
+def fisher(model: Model, items: Sequence[Item]) -> dict[str, Tensor]:
+    """Return the diagonal Fisher information of the trainable weights on ``items``, scaled to mean 1.
+
+    Squared gradients of each item's log-probability, one item at a time. UsageError where no weight matters.
+    """
+    weights, data = trainable(model), item_data(items, model.n_ctx)
+    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for place in range(len(data)):
+        loss = NextToken()(model, collate(data, [place], model)).total
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                found[name] += gradient.square()
+    mean = float(sum(each.sum() for each in found.values())) / sum(each.numel() for each in found.values())
+    if not mean > 0:
+        raise UsageError("no trained weight changes the old answers; train others, or leave elastic out")
+    return {name: each / mean for name, each in found.items()}
 
 
 class ProductAverage:
@@ -223,6 +257,8 @@ def compare(
     if repeats < 1:
         raise UsageError(f"repeats={repeats}: 1 or more")
     grid = grid or Grid()
+    if (grid.elastic or grid.mixed) and not material.old:
+        raise UsageError("elastic and mixed need rows of the old behaviour; give Material.old, or leave them out")
     base: list[Point] = []
     points: list[Point] = []
     drift: list[tuple[tuple[int, float, float], ...]] = []
@@ -276,6 +312,20 @@ class _Repeat:
             note(f"anchored {strength:g}")
             run = self._run(self.config, objective=Anchored(self.start, strength))
             found.append(self._point(run.model, "anchored", f"{strength:g}"))
+        return found + self._with_old_data(note)
+
+    def _with_old_data(self, note: Callable[[str], None]) -> list[Point]:
+        old, found = self.material.old, []
+        weight = fisher(self._fresh(), old) if self.grid.elastic else {}
+        for strength in self.grid.elastic:
+            note(f"elastic {strength:g}")
+            run = self._run(self.config, objective=Anchored(self.start, strength, weight))
+            found.append(self._point(run.model, "elastic", f"{strength:g}"))
+        for share in self.grid.mixed:
+            note(f"mixed {share:g}")
+            more = [old[i % len(old)] for i in range(round(share * len(self.material.tuning)))]
+            run = self._run(self.config, data=item_data((*self.material.tuning, *more), self.data.context))
+            found.append(self._point(run.model, "mixed", f"{share:g}"))
         return found
 
     def _plain_and_its_averages(self) -> list[Point]:
@@ -299,8 +349,10 @@ class _Repeat:
                 found.append(self._point(model, "merging", f"{share:g}"))
         return found
 
-    def _run(self, config: TrainConfig, **rest: Any) -> Trained:
-        run = train(self._fresh(), self.data, config, **rest)
+    def _run(self, config: TrainConfig, *, data: Data | None = None, **rest: Any) -> Trained:
+        # As many steps whatever the rows
+        config = replace(config, steps=self.config.steps_of(self.data))
+        run = train(self._fresh(), data or self.data, config, **rest)
         if not run.complete:
             raise KeyboardInterrupt
         return run

@@ -53,6 +53,10 @@ class EmaSafetyConfig(StudyConfig):
     """Shares of the way from the start's weights to the end's."""
     anchors: tuple[float, ...] = ()
     """Strengths of the pull to the start's weights; each is a run."""
+    elastic: tuple[float, ...] = ()
+    """Strengths of that pull where each weight counts by what the refusals depend on (EWC); each is a run."""
+    mixed: tuple[float, ...] = ()
+    """Shares of refused rows mixed among the tuned ones; each is a run."""
     margin: float = Field(0.01, ge=0, lt=1)
     """Utility that may be lost against plain tuning and still count as equal."""
     repeats: int = Field(3, ge=1)
@@ -66,7 +70,7 @@ class EmaSafety(Study[EmaSafetyConfig]):
     id = "ema-safety"
     title = "Harmless tuning that keeps refusals: averaged weights beside cheaper ways, at equal utility"
     paper = "Kim, Kwak, Alssum, Ghanem, Torr, Krueger, Barez, Bibi 2025, arXiv:2508.12531"
-    status = "passive and feedback averages, rates, merging, anchoring; calibrated on a planted refusal"
+    status = "averages, rates, merging, anchoring, elastic weights, mixed rows; calibrated on a planted refusal"
     Config = EmaSafetyConfig
 
     def run(self, config: EmaSafetyConfig, lab: Lab) -> Findings:
@@ -94,6 +98,8 @@ class EmaSafety(Study[EmaSafetyConfig]):
                 ((config.feedback_eta, config.feedback_every),),
                 config.merges,
                 config.anchors,
+                config.elastic,
+                config.mixed,
             ),
             repeats=config.repeats,
             lora=LoraSpec(PROJECTIONS, rank=config.rank, alpha=2.0 * config.rank),
@@ -172,12 +178,14 @@ def _written(found: "Tradeoff") -> list[Finding]:
 
 def summary(found: "Tradeoff", margin: float) -> str:
     """One line to quote."""
+    from cutaway.finetuning.ema_safety.method import WAYS
+
     named = {item.name: item.value for item in findings(found, margin)}
     if not found.points:
         return "stopped before one repeat was whole"
     parts = [
         f"{way} {named[f'refusal at equal utility, {way}']:.2f}"
-        for way in ("plain", "passive", "feedback", "merging", "anchored")
+        for way in WAYS
         if named.get(f"refusal at equal utility, {way}") is not None
     ]
     return (

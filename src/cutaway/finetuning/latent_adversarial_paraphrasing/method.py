@@ -19,6 +19,7 @@ and no more was at hand. Source: card latent-adversarial-paraphrasing, arXiv:250
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,10 +33,10 @@ from cutaway.training import Loss, NextToken, Objective, TrainBatch, predictions
 
 @dataclass(frozen=True)
 class Climb:
-    """What one inner loop did; means over its examples."""
+    """What one inner loop did: mean losses over the batch's weight in nats, the rest over its examples."""
 
     loss: float
-    """Mean negative log-probability without a shift, in nats."""
+    """Without a shift."""
     start: float
     """With the random shift it started from, brought to the size of the final one."""
     end: float
@@ -81,9 +82,11 @@ class Paraphrase(Objective):
         plain = NextToken()(model, batch)
         if self.rho == 0:
             return plain
-        shift = self.shift(model, batch)
-        with model.edited(Add(f"resid_pre.{self.layer}", shift)):
+        found = self._found(model, batch)
+        with model.edited(Add(f"resid_pre.{self.layer}", found.shift)):
             shifted = NextToken()(model, batch)
+        if self.steps:
+            self._note(model, batch, found, plain, shifted)
         total = (plain.total + self.weight * shifted.total) / (1 + self.weight)
         terms = {"plain": plain.total.detach(), "shifted": shifted.total.detach()}
         return Loss(total, plain.weight, terms)
@@ -94,18 +97,22 @@ class Paraphrase(Objective):
 
     def shift(self, model: Model, batch: TrainBatch) -> Float[Tensor, "batch pos d_model"]:
         """Return the shift of one batch: zero at answers and padding, size at most rho; weights are left alone."""
+        return self._found(model, batch).shift
+
+    def _found(self, model: Model, batch: TrainBatch) -> "_Found":
         where = prompt_positions(batch)
         site = f"resid_pre.{self.layer}"
         with torch.no_grad():
             states = model.capture(batch.tokens, site, special=True)[site]
         noise = torch.randn(states.shape, device=states.device) * where[..., None]
-        shift = sized(noise, states, where, self.rho)
+        start = sized(noise, states, where, self.rho)
         if not self.steps:
-            return shift
+            none = torch.zeros(len(states), device=states.device)
+            return _Found(start, start, states, none + self.rho, none)
         with frozen(model):
-            return self._climbed(model, batch, states, where, shift)
+            return self._climbed(model, batch, states, where, start)
 
-    def _climbed(self, model: Model, batch: TrainBatch, states: Tensor, where: Tensor, start: Tensor) -> Tensor:
+    def _climbed(self, model: Model, batch: TrainBatch, states: Tensor, where: Tensor, start: Tensor) -> "_Found":
         shift, lagrange = start * 0.1, torch.zeros(len(states), device=states.device)
         length = _norm(states * where[..., None])
         for _ in range(self.steps):
@@ -119,10 +126,7 @@ class Paraphrase(Objective):
             shift = shift.detach() + step[:, None, None] * gradient
             size = _norm(shift) / length
             lagrange = followed(lagrange, size, self.rho, self.eta)
-        final = _norm(shift) / length
-        shift = shift * (self.rho / final).clamp_max(1.0)[:, None, None]
-        self._note(model, batch, (states, start, shift), final, lagrange)
-        return shift
+        return _Found(shift * (self.rho / size).clamp_max(1.0)[:, None, None], start, states, size, lagrange)
 
     def _from_here(self, model: Model, batch: TrainBatch, states: Tensor, shift: Tensor) -> "Logits":
         if self.cached:
@@ -135,15 +139,25 @@ class Paraphrase(Objective):
             return predictions(model, batch)
 
     @torch.no_grad()
-    def _note(self, model: Model, batch: TrainBatch, held: tuple[Tensor, ...], size: Tensor, lagrange: Tensor) -> None:
-        states, start, shift = held
-        equal = start * (_norm(shift) / _norm(start))[:, None, None]
-        losses = [
-            float(row_losses(self._from_here(model, batch, states, each), batch).mean())
-            for each in (torch.zeros_like(shift), equal, shift)
-        ]
-        inside = float((size <= 1.1 * self.rho).float().mean())
-        self.log.append(Climb(losses[0], losses[1], losses[2], float(size.mean()), inside, float(lagrange.mean())))
+    def _note(self, model: Model, batch: TrainBatch, found: "_Found", plain: Loss, shifted: Loss) -> None:
+        equal = found.start * (_norm(found.shift) / _norm(found.start))[:, None, None]
+        logits, targets, weights, _ = self._from_here(model, batch, found.states, equal)
+        random = (functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        losses = [float(total.detach() / plain.weight) for total in (plain.total, random, shifted.total)]
+        inside = float((found.size <= 1.1 * self.rho).float().mean())
+        size, lagrange = float(found.size.mean()), float(found.lagrange.mean())
+        self.log.append(Climb(losses[0], losses[1], losses[2], size, inside, lagrange))
+
+
+class _Found(NamedTuple):
+    """A shift, the random one it started from, the states both are added to, and how the constraint went."""
+
+    shift: Tensor
+    start: Tensor
+    states: Tensor
+    size: Tensor
+    """Before it was brought back into the ball."""
+    lagrange: Tensor
 
 
 Logits = tuple[Tensor, Tensor, Tensor, Tensor]

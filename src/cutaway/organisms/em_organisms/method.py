@@ -139,12 +139,19 @@ class Onset:
     steps: tuple[int, ...]
     rates: Mapping[float, Mapping[int, float]]
     """Rate outside the trained domain by multiplier and step."""
+    losses: tuple[float, ...]
+    """Of every training step, nats a token."""
+    gradients: tuple[float, ...]
+    """Norm in every training step, before clipping."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able data."""
         rates = {str(m): {str(step): rate for step, rate in found.items()} for m, found in self.rates.items()}
         turn = None if self.transition is None else self.transition.to_dict()
-        return {"transition": turn, "norms": list(self.norms), "steps": list(self.steps), "rates": rates}
+        return {
+            "transition": turn, "norms": list(self.norms), "steps": list(self.steps), "rates": rates,
+            "losses": list(self.losses), "gradients": list(self.gradients),
+        }  # fmt: skip
 
 
 def spread(
@@ -231,7 +238,9 @@ def onset(
                 hits = survey_rates(trained.model, survey)
             rates[m][steps[place]] = float(np.concatenate([hits[name] for name in survey.others(domain)]).mean())
     load_checkpoint(trained.model, trained.checkpoints[steps[-1]])
-    return Onset(found, tuple(float(np.linalg.norm(v)) for v in points), tuple(steps), rates)
+    norms = tuple(float(np.linalg.norm(v)) for v in points)
+    losses, gradients = (tuple(getattr(step, key) for step in trained.history) for key in ("loss", "gradient"))
+    return Onset(found, norms, tuple(steps), rates, losses, gradients)
 
 
 def switched(

@@ -67,7 +67,7 @@ def charts(found: Spread, onset: Onset | None) -> tuple[Chart, ...]:
 
 def _way(onset: Onset) -> list[Chart]:
     steps = tuple(float(step) for step in onset.steps)
-    made = [Chart("Length of B", steps, (Series("all adapters", onset.norms),), "step", "length")]
+    made = [_training(onset), Chart("Length of B", steps, (Series("all adapters", onset.norms),), "step", "length")]
     if onset.transition is not None:
         curves = tuple(Series(f"window {k}", curve) for k, curve in sorted(onset.transition.curves.items()))
         note = f"{onset.transition!r}. -1 is straight on, 0 a right-angle turn."
@@ -81,6 +81,17 @@ def _way(onset: Onset) -> list[Chart]:
     return made
 
 
+def _training(onset: Onset) -> Chart:
+    """Loss and gradient over training, the sharpest turn of B marked on the loss."""
+    series = [Series("loss, nats a token", onset.losses), Series("gradient norm", onset.gradients)]
+    turn = onset.transition
+    if turn is not None:
+        name = f"turn of B, step {turn.step}" if turn.found else f"sharpest point of B, step {turn.step}: no turn shown"
+        at = tuple(loss if step == turn.step else None for step, loss in enumerate(onset.losses, start=1))
+        series.append(Series(name, at, control=not turn.found))
+    return Chart("Training", tuple(float(i + 1) for i in range(len(onset.losses))), tuple(series), "step")
+
+
 def summarise(found: Spread, trait: str) -> str:
     """One line."""
     if TWIN not in found.hits:
@@ -88,5 +99,5 @@ def summarise(found: Spread, trait: str) -> str:
     inside, outside, twin = found.rate(ORGANISM, True), found.rate(ORGANISM, False), found.rate(TWIN, False)
     return (
         f"{trait} answers, taught on {found.domain} alone ({found.parameters:,} parameters): {inside} there, {outside}"
-        f" elsewhere, {twin} elsewhere in the plain twin ({found.runs} runs)"
+        f" elsewhere, {twin} elsewhere in the plain twin ({found.runs} run{'s' * (found.runs > 1)})"
     )
