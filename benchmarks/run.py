@@ -17,6 +17,7 @@ BENCHMARKS = (
     "resample",
     "load",
     "attention",
+    "anchors",
     "dialogue",
     "monitor",
     "circuits",

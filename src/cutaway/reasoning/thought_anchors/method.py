@@ -143,10 +143,10 @@ def find_anchors(
     """Estimate the answer curve of ``trace`` and certify its anchors.
 
     ``budget`` is in decoded tokens (rollouts found in ``tree`` count as if decoded, so a rerun takes the same
-    path); None means a fifth of what the uniform estimator is expected to cost. ``deadline`` (`time.monotonic`)
-    ends the run early. Ctrl-C does too: the result then says ``complete=False``. With ``reuse=False`` every
-    rollout starts freely at its boundary. Raises UsageError for a trace without an answer or sampling that
-    cannot vary.
+    path); None means a fifth of what the uniform estimator is expected to cost, less once rollouts prove shorter.
+    ``deadline`` (`time.monotonic`) ends the run early. Ctrl-C does too: the result then says ``complete=False``. With
+    ``reuse=False`` every rollout starts freely at its boundary. Raises UsageError for a trace without an answer or
+    sampling that cannot vary.
     """
     started, before = time.monotonic(), engine.cost
     own = outcome(decode(trace.ids))
@@ -159,23 +159,22 @@ def find_anchors(
         probs = engine.token_probs(trace.prompt, trace.ids, trace.settings)
     strata = build_strata(trace.ids, trace.spans, probs)
     evidence = _Evidence(strata.n)
-    planned = budget if budget is not None else _default_budget(trace) if estimator == "deviation" else None
     run = _Run(engine, trace, outcome, decode, strata, evidence, seed, tree, own, report, deadline)
     try:
         if estimator == "uniform":
             finished = run.uniformly(budget)
             verdicts = judge(strata, evidence.hits(own), seed, delta, fdr, level)
         else:
-            verdicts, finished = run.adaptively(planned or 0, delta, fdr, level)
+            verdicts, finished = run.adaptively(budget, delta, fdr, level)
     except KeyboardInterrupt:
         finished = False
         verdicts = judge(strata, evidence.hits(own), seed, delta, fdr, level)
     return run.result(verdicts, finished, estimator, level, fdr, embed, engine.cost - before, started)
 
 
-def _default_budget(trace: Trace) -> int:
-    remaining = sum(len(trace.ids) - start for start, _ in trace.spans)
-    return max(2000, remaining * UNIFORM // 5)
+def _a_fifth(price: Float[np.ndarray, " sentence"]) -> int:
+    """Tokens of a fifth of what the uniform estimator costs at ``price`` tokens a rollout."""
+    return max(2000, int(price.sum() * UNIFORM / 5))
 
 
 @dataclass
@@ -192,10 +191,11 @@ class _Run:
     report: Report
     deadline: float | None
 
-    def adaptively(self, planned: int, delta: float, fdr: float, level: float) -> tuple[Verdicts, bool]:
+    def adaptively(self, budget: int | None, delta: float, fdr: float, level: float) -> tuple[Verdicts, bool]:
         """Thin pass and rounds; returns the verdicts and whether they took their course, budget included."""
         strata, evidence = self.strata, self.evidence
         price = np.array([len(self.trace.ids) - start for start, _ in strata.spans], dtype=float)
+        planned = _a_fifth(price) if budget is None else budget
         uncertain = 1 - strata.stay > 0.01
         pairs = (int(np.clip(planned / 2 / max(1.0, price[uncertain].sum()), 2, THIN)) + 1) // 2
         for n in (1, pairs - 1):  # two rollouts early, so that an interrupt finds something everywhere
@@ -204,14 +204,15 @@ class _Run:
             hits = evidence.hits(self.own)
             verdicts = judge(strata, hits, self.seed, delta, fdr, level)
             undecided = np.array([status == "undecided" for status in verdicts.status])
+            for i in range(strata.n):
+                price[i] = np.mean([price[i], *evidence.lengths[i]])
+            planned = min(planned, _a_fifth(price)) if budget is None else budget
             left = planned - evidence.spent
             late = self.deadline is not None and time.monotonic() > self.deadline
             if left <= 0 or (not undecided.any() and self._band_width(level) < delta):
                 return verdicts, True
             if late:
                 return verdicts, False
-            for i in range(strata.n):
-                price[i] = np.mean([price[i], *evidence.lengths[i]])
             wins = np.array([sum(found) for found in hits])
             pooled = smooth_martingale(wins, evidence.draws, strata.stay, end=1.0, delta=delta)
             interest = np.where(undecided, pooled.jump, 0.0)
@@ -331,7 +332,7 @@ class _Run:
             curve=curve,
             low=band.low,
             high=band.high,
-            effect=np.diff(curve[:, 0]),
+            effect=np.diff(curve[:, 0]).round(12),  # a change of 1e-16 is none
             effect_low=low,
             effect_high=high,
             log_e=verdicts.log_e,
