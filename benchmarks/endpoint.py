@@ -1,6 +1,6 @@
 """The endpoint with 8 clients at once, against the local engine's own batch and against `transformers serve`.
 
-SmolLM2-135M-Instruct, fp32, chat prompts of different lengths, up to 64 tokens each (32 with ``--quick``); figures are
+SmolLM2-135M-Instruct, fp32, chat prompts of different lengths, up to 64 tokens each (16 with ``--quick``); figures are
 tokens a second. Both servers are processes of their own; the clients are threads here. `CUTAWAY_SERVE` names the
 `transformers` command, where it is not beside this interpreter.
 
@@ -27,7 +27,7 @@ from timing import claim, options, report
 from cutaway.model import load_model
 from cutaway.sampling import LocalEngine, Request, Settings
 
-CLIENTS, TOKENS, QUICK_TOKENS = 8, 64, 32
+CLIENTS, TOKENS, QUICK_TOKENS = 8, 64, 16
 NAME = "smollm2-135m-instruct"
 QUESTIONS = [f"Tell me {'something ' * (i % 3)}about the number {i} and why people like it." for i in range(CLIENTS)]
 
