@@ -81,9 +81,17 @@ def scores(model: Model, part: Part, neutral: Sequence[str]) -> Scores:
 
 
 def find_features(
-    model: Model, dictionaries: Dictionaries, concept: Concept, *, top: int = 1, ends: str = "top", check: bool = True
+    model: Model,
+    dictionaries: Dictionaries,
+    concept: Concept,
+    *,
+    top: int = 1,
+    ends: str = "top",
+    check: bool = True,
+    taus: Sequence[float] = TAUS,
+    mus: Sequence[float] = MUS,
 ) -> tuple[Feature, ...]:
-    """Return the concept's features; with ``check`` those that do nothing or do harm alone are left out.
+    """Return the concept's features; with ``check`` those that do nothing or do harm alone are left out (`useful`).
 
     UsageError for words of several tokens, unknown ``ends``, and where no feature is left.
     """
@@ -92,7 +100,7 @@ def find_features(
     words = dict(zip(single_tokens(model, concept.words), concept.words, strict=True))
     found = [each for each in candidates(model, dictionaries, words, top=top) if each.favours or ends == "both"]
     if check:
-        found = list(useful(model, dictionaries, found, concept))
+        found = list(useful(model, dictionaries, found, concept, taus=taus, mus=mus))
     if not found:
         raise UsageError(f"no feature of {concept.name!r} in these dictionaries; raise top, or give other layers")
     return tuple(found)
@@ -104,16 +112,18 @@ def useful(
     found: Sequence[Feature],
     concept: Concept,
     *,
-    tau: float = 0.9,
-    mu: float = 16.0,
+    taus: Sequence[float] = TAUS,
+    mus: Sequence[float] = MUS,
     harm: float = 0.02,
 ) -> tuple[Feature, ...]:
     """Return features that fire on the concept's text and, edited alone, do not raise its answers or harm the rest.
 
+    A feature is tried at the medians of what will be searched: far above them every one does harm.
     Raise: their mean probability grows by more than a thousandth; where the model is sure of every answer, smaller
     changes are noise. Harm: accuracy on general tune questions falls by more than ``harm``, or perplexity on neutral
     text doubles.
     """
+    tau, mu = float(np.median(taus)), float(np.median(mus))
     before = scores(model, concept.tune, concept.neutral)
     ids = [model.encode(text) for text in concept.texts]
     kept = []

@@ -65,12 +65,12 @@ def fitted(
 def erase_world(
     worlds: Worlds,
     *,
-    limits: tuple[float, float, float] = (0.1, 0.95, 0.98),
+    limits: tuple[float, float, float] = (0.1, 0.9, 0.95),
     seed: int = 0,
     trained: bool = True,
 ) -> Erased:
-    """Remove world A within ``limits``, the card's own numbers; ``trained`` adds gradient ascent and relearning."""
-    features = find_features(worlds.model, worlds.dictionaries, worlds.concept)
+    """Remove world A; ``trained`` adds gradient ascent and relearning."""
+    features = find_features(worlds.model, worlds.dictionaries, worlds.concept, taus=TAUS, mus=MUS)
     return erase(
         worlds.model,
         worlds.dictionaries,

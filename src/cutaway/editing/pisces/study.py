@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -94,11 +95,12 @@ class Pisces(Study[PiscesConfig]):
             dictionaries = _dictionaries(config, model, concept.words)
         if config.dictionaries or config.model == PLANTED:
             check = config.check or config.model == PLANTED
-            features = find_features(model, dictionaries, concept, top=config.top, ends=config.ends, check=check)
+            which = partial(find_features, top=config.top, ends=config.ends, check=check)
+            features = which(model, dictionaries, concept, taus=config.taus, mus=config.mus)
         else:
             features = word_features(dictionaries, concept.words)
             if config.check:
-                features = useful(model, dictionaries, features, concept)
+                features = useful(model, dictionaries, features, concept, taus=config.taus, mus=config.mus)
         last = range(model.n_layers - config.last, model.n_layers) if 0 < config.last < model.n_layers else None
         train = TrainConfig(
             config.rate, config.batch, steps=max(1, config.ascent), schedule="constant", probe_every=1, seed=config.seed

@@ -216,7 +216,8 @@ def charts(found: "Tradeoff") -> "tuple[Chart, ...]":
         tuple(columns),
         "",
         "share of test items",
-        "Plain: factor on the rate. Passive: eta. Feedback: eta and steps between updates. Merging: share of the way.",
+        "Plain: factor on the rate. Passive: eta. Feedback: eta and steps between updates. Merging: share of the way."
+        " Anchored, elastic: strength. Mixed: share of refused rows.",
     )
     steps = tuple(float(step) for step, _, _ in found.drift[0])
     mean = [[sum(run[i][j] for run in found.drift) / len(found.drift) for i in range(len(steps))] for j in (1, 2)]
