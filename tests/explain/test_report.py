@@ -95,6 +95,8 @@ def test_support_without_anchors_says_where_the_answer_stood(make: Make) -> None
     anchors = make("decided")
     gradual = replace(anchors, status=("undecided",) * 8)
     assert "too gradually, or with too few draws" in " ".join(conclude(gradual).support)
+    cut = replace(gradual, draws=np.zeros(8, dtype=np.int64), complete=False)
+    assert "nothing is known yet of its probability" in " ".join(conclude(cut).support)
 
 
 def test_cautions_are_honest(make: Make) -> None:

@@ -41,7 +41,7 @@ def assert_sound(found: AnchorMap) -> None:
     assert (found.curve <= found.high + 1e-9).all()
     assert found.curve[-1, 0] == pytest.approx(1)
     assert (found.effect_low <= found.effect_high).all()
-    np.testing.assert_allclose(found.effect, np.diff(found.curve[:, 0]))
+    np.testing.assert_allclose(found.effect, np.diff(found.curve[:, 0]), atol=1e-12)
     assert len(found.status) == len(found.alternatives) == len(found.draws) == n
     assert 0 <= found.unanswered <= 1
     assert 0 <= found.truncated <= 1

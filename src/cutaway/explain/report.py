@@ -104,6 +104,8 @@ def _support(anchors: AnchorMap) -> tuple[str, ...]:
             listed += f" and {len(others) - 8} more"
         noun = "sentence" if len(others) == 1 else "sentences"
         return (*lines, f"Also certified: {noun} {listed}.")
+    if not anchors.complete and not anchors.draws.any():
+        return ("No continuation had ended, so nothing is known yet of its probability.",)
     start, end = float(anchors.curve[0, 0]), float(anchors.curve[-1, 0])
     lines = [
         f"Its probability was {probability(start)} from the prompt alone and {probability(end)} "
