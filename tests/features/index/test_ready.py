@@ -9,6 +9,7 @@ from makers import SMALL, texts, tiny
 from cutaway.errors import UsageError
 from cutaway.features.index import ReadyConfig, Term, build_ready, open_index, quick
 from cutaway.features.index.view import search
+from cutaway.features.neuron2graph import normalise
 
 CONFIG = ReadyConfig(
     latents=20, k=3, train_tokens=600, epochs=2, batch=100, pool=300, graphs=1, graph_layers=(1,), windows=2
@@ -44,6 +45,9 @@ def test_everything_is_made_once(tmp_path: Path) -> None:
     assert len(graphs) == first.graphs + second.graphs
     for number in graphs:
         nodes = [node for node in index.note(number, "graph")["nodes"] if node["role"] == "activating"]
+        strongest = index.texts(number)[0]
+        fired = normalise(model.decode([strongest.ids[strongest.at]]))
+        assert fired in {each for node in nodes for each in node["tokens"]}
         for token in {each for node in nodes for each in node["tokens"]}:
             spelled = index.vocabulary.raw(index.vocabulary.spelled(token)[0])
             rows = search(index, [Term(spelled, "activating")], limit=500)

@@ -3,8 +3,8 @@
 1. One site's activations are harvested to disk, and a TopK dictionary is trained on them. It stays in the folder, where
    a later call finds it; they do not.
 2. One pass over the text fills the index with the neurons of all or some layers and the dictionary's latents.
-3. For the strongest latents, and the strongest neurons of some layers, patterns of tokens are fitted on windows of
-   the same text and attached.
+3. For the strongest latents, and the strongest neurons of some layers, patterns of tokens are fitted on their
+   strongest texts and attached.
 
 Stopped at any point, the same call goes on: harvest and pass at the last group of windows, or minute, that was saved;
 a dictionary half trained is trained anew; graphs that are attached already are not made again.
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from cutaway.features.train import TrainConfig, train
 from cutaway.features.unit import Unit, latent, neuron
 from cutaway.model import Model
 from cutaway.study import Lab, Progress
+
+if TYPE_CHECKING:
+    from cutaway.features.neuron2graph import Snippet
 
 Tick = Callable[[str, float, float], None]
 """``(what is being done, how much of it, of how much)``."""
@@ -64,7 +67,7 @@ class ReadyConfig:
     graph_layers: tuple[int, ...] | None = None
     """Of those read; None: the ones a quarter, half and three quarters of the way up."""
     windows: int = 160
-    """Of text, that graphs are made from."""
+    """Of text, that graphs are refined on."""
 
     def __post_init__(self) -> None:
         for name in ("latents", "k", "train_tokens", "epochs", "batch", "pool", "windows"):
@@ -214,7 +217,7 @@ def make_graphs(
 ) -> tuple[dict[int, dict[str, Any]], bool]:
     """Return the graphs of units by number, as data, and whether all were made; Ctrl-C returns those that were.
 
-    A unit that fires nowhere in the windows has none.
+    A graph is made from the strongest texts of its page, and refined on ``windows`` of the corpus's beginning.
     """
     from cutaway.features import neuron2graph as n2g
 
@@ -230,23 +233,32 @@ def make_graphs(
         read = n2g.read(units, rows, start=start, tick=lambda done: tick("windows read", float(done), float(len(rows))))
         for at, (number, unit) in enumerate(zip(numbers, units, strict=True)):
             tick("graphs", float(at), float(len(units)))
-            snippets = read.snippets(at, 12)
-            if snippets:
-                found = n2g.fit(
-                    unit,
-                    snippets,
-                    largest=read.largest(at),
-                    spell=spell,
-                    settings=settings,
-                    propose=propose,
-                    text=read.of(at),
-                )
-                if not found.complete:
-                    return made, False
-                made[number] = found.graph.to_dict()
+            found = n2g.fit(
+                unit,
+                _snippets(index, number),
+                largest=index.strongest(number),
+                spell=spell,
+                settings=settings,
+                propose=propose,
+                text=read.of(at),
+            )
+            if not found.complete:
+                return made, False
+            made[number] = found.graph.to_dict()
     except KeyboardInterrupt:
         return made, False
     return made, True
+
+
+def _snippets(index: FeatureIndex, number: int) -> "list[Snippet]":
+    """Return a unit's strongest texts, start tokens left out."""
+    from cutaway.features.neuron2graph import Snippet
+
+    begin = index.about["begin"]
+    return [
+        Snippet(tuple(index.context(each.context)[begin:]), each.start + each.at - begin, each.peak)
+        for each in index.texts(number)
+    ]
 
 
 def _quarters(layers: Sequence[int]) -> list[int]:
