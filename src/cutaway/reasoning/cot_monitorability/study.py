@@ -93,6 +93,7 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
 
         model = lab.model(config.model, config.dtype)
         engine = LocalEngine(model)
+        told = _told_trace(config, lab, model, engine) if config.prompt else None
         with BranchTree.open(lab.tree_folder(_tree_key(config, model)), model.fingerprint) as tree:
             runs = _ask(config, lab, model, engine, tree)
             again = _ask(config, lab, model, engine, tree, WATCHED) if config.watched and runs.complete else None
@@ -102,7 +103,6 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
             relevance = _relevance(model, engine, runs, config.seed, tree) if runs.complete else None
             reused = tree.cost
         heard = _heard(config, lab, scored) if runs.complete else None
-        told = _told_trace(config, lab, model, engine) if config.prompt and runs.complete else None
         checked = _check(scored, again, config) if again is not None else None
         pressure = tuple(
             press(_told(scored), monitors[0], name, design="outcome", seed=config.seed) for name in REWRITES
