@@ -128,7 +128,7 @@ def test_the_calibration_passes():
 
 @pytest.mark.slow  # trains a model and runs the whole study on it
 def test_the_study_runs_on_the_planted_model():
-    config = Pisces.Config(model="planted", taus=(0.6, 0.5, 0.4), mus=(2.0, 3.0), rate=3e-4, last=0)
+    config = Pisces.Config(model="planted", taus=(0.5, 0.4), mus=(0.75, 1.25), rate=3e-4, last=0)
     found = Pisces().run(config, Lab())
     assert found.complete
     assert {"erased.json", "edit.safetensors", "charts.json"} <= set(found.artifacts)
