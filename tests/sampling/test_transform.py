@@ -105,6 +105,15 @@ def test_one_candidate_is_the_most_likely_token_and_banning_it_leaves_nothing(se
     assert tokens.tolist() == [-1, int(best[1]), -1, -1]
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0, 5e-324])
+def test_the_lowest_temperatures_draw_the_most_likely_token(top_p):
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    for temperature in (1e-12, 5e-324):
+        tokens, logprobs = draw(logits, torch.full((4,), 0.7), Settings(temperature=temperature, top_p=top_p))
+        assert torch.equal(tokens, logits.argmax(-1))
+        assert bool(logprobs.isfinite().all())
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53, 1.0])
 def test_the_ends_of_the_uniform_range_draw_kept_tokens(uniform):
     settings = Settings(1.0, 0.5)

@@ -16,6 +16,8 @@ from cutaway.sampling.types import Settings
 NUCLEUS_GUESS = 256
 GROUPED = 16
 """Tokens in a group when the largest are sought."""
+COLDEST = torch.finfo(torch.float32).tiny
+"""Lower temperatures draw as this one: in single precision they are 0, and nothing can be divided by them."""
 
 
 def candidates(
@@ -29,7 +31,7 @@ def candidates(
     if settings.temperature == 0:
         return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True)
     rows = logits if logits.dtype == torch.float64 else logits.float()
-    heat = settings.temperature
+    heat = max(settings.temperature, COLDEST)
     width = min(settings.top_k, vocab) if settings.top_k else vocab
     guess = width if settings.top_k or settings.top_p == 1 else min(NUCLEUS_GUESS, vocab)
     top, ids = rows.sort(dim=-1, descending=True) if guess == vocab else largest(rows, guess)
