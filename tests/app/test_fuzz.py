@@ -19,9 +19,8 @@ SECRET = "Xylophone"
 CHECKED = (200, 201, 400, 404, 405, 408, 415, 429)
 
 
-def fuzz(server: Running, examples: int) -> Counter[int]:
-    """Send ``examples`` requests, valid and not, to the server's port; return how often each status came."""
-    client = httpx2.Client(base_url=server.url, timeout=60)
+def fuzz(client: httpx2.Client, examples: int) -> Counter[int]:
+    """Send ``examples`` requests, valid and not; return how often each status came."""
     document = client.get("/openapi.json").json()
     schema = openapi.from_dict(document)
     paths = [(path, method) for path in document["paths"] for method in document["paths"][path]]
@@ -43,7 +42,7 @@ def fuzz(server: Running, examples: int) -> Counter[int]:
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         def send(case: Any) -> None:
-            answer = client.request(**sent(case, server.url))
+            answer = client.request(**sent(case, str(client.base_url)))
             statuses[answer.status_code] += 1
             assert answer.status_code in CHECKED, (answer.status_code, answer.text[:300])
             assert "Traceback" not in answer.text
@@ -52,7 +51,6 @@ def fuzz(server: Running, examples: int) -> Counter[int]:
                 assert answer.json()["error"]["message"]
 
         send()
-    client.close()
     return statuses
 
 
@@ -90,7 +88,8 @@ def check_fuzz(server: Running, examples: int, record: Callable[[str, object], N
     neighbour = Neighbour(server.url)
     neighbour.start()
     try:
-        statuses = fuzz(server, examples)
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            statuses = fuzz(client, examples)
     finally:
         neighbour.over.set()
         neighbour.join()
