@@ -33,7 +33,8 @@ def fuzz(client: httpx2.Client, examples: int) -> Counter[int]:
         )
     ]
     statuses: Counter[int] = Counter()
-    each = -(-examples // len(cases)) + 1
+    # A path without parameters has one request only; the others make up for it.
+    each = -(-examples // (2 * sum(method == "post" for _, method in paths))) + 1
     for strategy in cases:
 
         @given(case=strategy)
@@ -95,7 +96,7 @@ def check_fuzz(server: Running, examples: int, record: Callable[[str, object], N
         neighbour.join()
     record("statuses", dict(statuses))
     record("answers to the neighbour", len(neighbour.answers))
-    assert sum(statuses.values()) >= examples * 0.9
+    assert sum(statuses.values()) >= examples
     assert statuses[200] > 0
     assert statuses[400] > 0
     texts = {answer["choices"][0]["text"] for answer in neighbour.answers}
