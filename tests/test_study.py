@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 
 import cutaway.study as room
 from cutaway.errors import UsageError
+from cutaway.stats import Interval
 from cutaway.study import (
     Calibration,
     Finding,
@@ -207,6 +208,14 @@ def test_the_lab_follows_the_cache_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert Lab().home == tmp_path / "cutaway"
     monkeypatch.setenv("CUTAWAY_HOME", str(tmp_path / "own"))
     assert Lab().home == tmp_path / "own"
+
+
+def test_an_estimate_becomes_a_finding_with_open_ends_or_a_reason() -> None:
+    control = Finding("control", 0.0)
+    found = Finding.of("gain", Interval(0.2, float("nan"), 0.5, 7, 0.9), unit="nats", control=control)
+    assert found == Finding("gain", 0.2, None, 0.5, 0.9, 7, "nats", control)
+    none = Finding.of("gain", Interval(*[float("nan")] * 3, 0, 0.9), n=3, undefined="nobody asked")
+    assert none == Finding("gain", None, level=0.9, n=3, undefined="nobody asked")
 
 
 def test_trees_stay_at_home_and_a_fresh_labs_trees_vanish(tmp_path: Path) -> None:

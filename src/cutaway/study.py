@@ -28,6 +28,7 @@ from cutaway.sampling.types import Cost
 
 if TYPE_CHECKING:
     from cutaway.model import Model
+    from cutaway.stats import Interval
 
 ARTIFACT_SUFFIXES = (".json", ".jsonl", ".csv", ".html", ".svg", ".parquet", ".safetensors")
 """What an artifact may be: formats that are data only, so that reading one never runs code."""
@@ -70,6 +71,27 @@ class Finding:
             raise UsageError(f"finding {self.name!r}: {wrong}")
         for key, number in (("value", value), ("low", low), ("high", high)):
             object.__setattr__(self, key, number)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        found: "Interval",
+        *,
+        n: int | None = None,
+        unit: str = "",
+        control: "Finding | None" = None,
+        undefined: str = "too few values, or none that vary",
+    ) -> "Finding":
+        """Return an estimate as a finding; ends that are no numbers stay open.
+
+        n: None takes the interval's own. undefined: the reason to give where the value is no number.
+        """
+        low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+        n = found.n if n is None else n
+        if not math.isfinite(found.value):
+            return cls(name, None, level=found.level, n=n, unit=unit, control=control, undefined=undefined)
+        return cls(name, found.value, low, high, found.level, n, unit, control)
 
     def __str__(self) -> str:
         if self.value is None:

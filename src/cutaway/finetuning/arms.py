@@ -140,10 +140,5 @@ def gather(runs: Sequence[Mapping[str, Mapping[str, float]]], controls: Sequence
 
 def share(name: str, values: Sequence[float], items: int, control: Finding | None = None) -> Finding:
     """Return the mean over repeats of a share of ``items``, as a finding."""
-    return finding(name, Arms((Arm(name, {name: tuple(values)}),), {name: items}).interval(name, name), control)
-
-
-def finding(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    """Return an interval as a finding; ends that are not known stay open."""
-    low, high = (None if np.isnan(end) else end for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, control=control)
+    found = Arms((Arm(name, {name: tuple(values)}),), {name: items}).interval(name, name)
+    return Finding.of(name, found, control=control)

@@ -178,13 +178,13 @@ def findings(done: list[Result]) -> tuple[Finding, ...]:
     for each in done:
         name = _name(each.stored)
         for label, share in each.errors.items():
-            items.append(Finding(f"{name}: wrong, {label}", share.value, share.low, share.high, n=share.n))
+            items.append(Finding.of(f"{name}: wrong, {label}", share))
         if each.explanation is None:
             continue
         roles, verdicts = each.explanation.roles, each.explanation.verdicts
         cover = roles.coverage
         items.append(
-            Finding(f"{name}: useful heads with a purpose", cover.value, cover.low, cover.high, n=cover.n)
+            Finding.of(f"{name}: useful heads with a purpose", cover)
             if cover.n
             else Finding(f"{name}: useful heads with a purpose", None, undefined="no head is useful")
         )
@@ -209,11 +209,11 @@ def _matches(name: str, explanation: "Explanation") -> Finding:
     others = [tag.random for tag in strong if not np.isnan(tag.random)]
     beside = mean_interval(others) if len(others) > 1 else None
     control = (
-        Finding("another useful node", beside.value, beside.low, beside.high, n=beside.n)
+        Finding.of("another useful node", beside)
         if beside is not None
         else Finding("another useful node", None, undefined="there is none")
     )
-    return Finding(label, own.value, own.low, own.high, n=own.n, control=control)
+    return Finding.of(label, own, control=control)
 
 
 def summarise(done: list[Result], surveyed: "Survey | None") -> str:

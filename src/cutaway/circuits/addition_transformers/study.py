@@ -202,7 +202,7 @@ def findings(done: list[Analysis]) -> tuple[Finding, ...]:
 def _of(name: str, share: "Interval", control: Finding | None = None) -> Finding:
     if not share.n:
         return Finding(name, None, undefined="there is none of them")
-    return Finding(name, share.value, share.low, share.high, n=share.n, control=control)
+    return Finding.of(name, share, control=control)
 
 
 def summarise(done: list[Analysis]) -> str:

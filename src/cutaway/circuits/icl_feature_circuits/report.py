@@ -1,6 +1,5 @@
 """What the study says: findings with their controls, charts, one line."""
 
-import math
 from collections.abc import Sequence
 
 from cutaway.charts import Chart, Heat, Series
@@ -27,8 +26,8 @@ def findings(found: FeatureCircuits, checked: Sequence[Checked], refused: dict[s
         for i, task in enumerate(steering.tasks):
             name = f"{task}: one feature ({steering.features[i]}) steers its own task more than others"
             special = steering.specificity(i)
-            control = _finding("gain of random atoms on this task", steering.random[i], "nats")
-            items.append(_finding(name, special, "nats", control))
+            control = Finding.of("gain of random atoms on this task", steering.random[i], unit="nats")
+            items.append(Finding.of(name, special, unit="nats", control=control))
         unit = f"features; p={steering.p:.3g} over assignments"
         items.append(
             Finding(
@@ -92,10 +91,14 @@ def _task(task: TaskResult) -> list[Finding]:
         elif row is not none:
             control = _loss("no vector", none)
         atoms = "" if row.l0 is None else f", {row.l0} atoms"
-        items.append(_finding(f"{task.task}: loss with {row.name}", row.score.loss, f"nats{atoms}", control))
+        items.append(
+            Finding.of(f"{task.task}: loss with {row.name}", row.score.loss, unit=f"nats{atoms}", control=control)
+        )
         items.append(_score(f"{task.task}: accuracy with {row.name}", row.score))
-    same = _finding("reconstruction against raw vector", task.row("reconstruction").against_raw, "nats")
-    items.append(_finding(f"{task.task}: cleaned against raw vector", task.best_row.against_raw, "nats", same))
+    same = Finding.of("reconstruction against raw vector", task.row("reconstruction").against_raw, unit="nats")
+    items.append(
+        Finding.of(f"{task.task}: cleaned against raw vector", task.best_row.against_raw, unit="nats", control=same)
+    )
     if task.l0_fraction is None:
         why = "the reconstruction has no active atom"
         items.append(Finding(f"{task.task}: L0 fraction", None, undefined=why))
@@ -126,12 +129,16 @@ def _graph(graph: TaskGraph) -> list[Finding]:
         items.append(Finding(f"{name}: faithfulness", None, undefined=why))
     else:
         point = graph.curve.circuit
-        control = _finding("random active nodes, equal by place and role", point.random, "of the range")
+        control = Finding.of("random active nodes, equal by place and role", point.random, unit="of the range")
         items.append(
-            _finding(f"{name}: faithfulness of {point.nodes} nodes", point.faithfulness, "of the range", control)
+            Finding.of(
+                f"{name}: faithfulness of {point.nodes} nodes", point.faithfulness, unit="of the range", control=control
+            )
         )
-        control = _finding("without random active nodes", point.random_necessity, "of the range")
-        items.append(_finding(f"{name}: necessity of its helping nodes", point.necessity, "of the range", control))
+        control = Finding.of("without random active nodes", point.random_necessity, unit="of the range")
+        items.append(
+            Finding.of(f"{name}: necessity of its helping nodes", point.necessity, unit="of the range", control=control)
+        )
     items.append(
         Finding(f"{name}: executors", float(len(graph.executors)), unit="features that lower the zero-shot loss alone")
     )
@@ -142,8 +149,12 @@ def _graph(graph: TaskGraph) -> list[Finding]:
         why = "no executor" if not graph.executors else "no detector"
         items.append(Finding(f"{name}: executors fall without detectors", None, undefined=f"{why} was found"))
     else:
-        control = _finding("without as many other features", graph.link.random, "of their value")
-        items.append(_finding(f"{name}: executors fall without detectors", graph.link.fall, "of their value", control))
+        control = Finding.of("without as many other features", graph.link.random, unit="of their value")
+        items.append(
+            Finding.of(
+                f"{name}: executors fall without detectors", graph.link.fall, unit="of their value", control=control
+            )
+        )
     return items
 
 
@@ -198,15 +209,8 @@ def _pairs(each: Checked) -> Finding:
 
 
 def _score(name: str, score: Score) -> Finding:
-    return _finding(name, score.accuracy, "first token on top")
+    return Finding.of(name, score.accuracy, unit="first token on top")
 
 
 def _loss(name: str, row: Row) -> Finding:
-    return _finding(name, row.score.loss, "nats")
-
-
-def _finding(name: str, value: Interval, unit: str, control: Finding | None = None) -> Finding:
-    if math.isnan(value.value):
-        return Finding(name, None, n=value.n, unit=unit, control=control, undefined="too few values for this number")
-    low, high = (None if math.isnan(end) else end for end in (value.low, value.high))
-    return Finding(name, value.value, low, high, n=value.n, unit=unit, control=control)
+    return Finding.of(name, row.score.loss, unit="nats")

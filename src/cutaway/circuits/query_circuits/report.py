@@ -32,42 +32,35 @@ def findings(found: QueryCircuits, queries: Queries, wrong: int) -> tuple[Findin
         items += [_area_gain(found, main, where) for where in (*found.places[1:], CHOSEN)]
         for where in (*found.places[1:2], CHOSEN):
             items += [
-                _finding(f"gain over the single query at {size} edges, {where}", gain, unit="NDF")
+                Finding.of(f"gain over the single query at {size} edges, {where}", gain, unit="NDF")
                 for size, gain in zip(found.sizes, found.gain(main, where=where), strict=True)
             ]
     where = found.places[1] if len(found.places) > 1 else CHOSEN
     for target in TARGETS:
-        control = _finding(f"the same at random, {where}", found.reached("random", target, where))
+        control = Finding.of(f"the same at random, {where}", found.reached("random", target, where))
         name = f"share of queries that reach NDF {target:g}, {where}"
-        items.append(_finding(name, found.reached(main, target, where), control=control))
+        items.append(Finding.of(name, found.reached(main, target, where), control=control))
         items.append(_typical(found, main, target, where))
     worst = max(found.curve("random"), key=lambda each: each.value)
-    items.append(_finding("largest mean NDF of random search at any size", worst))
+    items.append(Finding.of("largest mean NDF of random search at any size", worst))
     items.append(_area(found, "nested", where))
     if found.between:
         at, size = len(found.between) // 2, found.between[len(found.between) // 2]
-        control = _finding("single query", halfway(found, "single")[at])
+        control = Finding.of("single query", halfway(found, "single")[at])
         for way in ("nested", "neighbours"):
             name = f"NDF of {way} circuits at {size} edges, between sizes searched"
-            items.append(_finding(name, halfway(found, way)[at], control=control))
+            items.append(Finding.of(name, halfway(found, way)[at], control=control))
     left = found.complement()[-1]
-    items.append(_finding(f"share of the answer left without the circuit of {found.sizes[-1]} edges", left))
+    items.append(Finding.of(f"share of the answer left without the circuit of {found.sizes[-1]} edges", left))
     items.append(Finding("queries without NDF: clean and corrupted values agree", float(found.undefined), n=n))
     items.append(Finding("queries left out: the model answers them wrongly", float(wrong), n=n + wrong))
     items += [Finding(f"queries left out: {why}", float(count)) for why, count in queries.left_out]
     return tuple(items)
 
 
-def _finding(name: str, found: Interval, *, unit: str = "", control: Finding | None = None) -> Finding:
-    if np.isnan(found.value):
-        return Finding(name, None, undefined="no query has an NDF here", control=control)
-    low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
-    return Finding(name, found.value, low, high, n=found.n, unit=unit, control=control)
-
-
 def _area(found: QueryCircuits, way: str, where: str) -> Finding:
-    control = _finding(f"random search, {where}", found.area("random", where))
-    return _finding(f"mean NDF over sizes, {way}, {where}", found.area(way, where), control=control)
+    control = Finding.of(f"random search, {where}", found.area("random", where))
+    return Finding.of(f"mean NDF over sizes, {way}, {where}", found.area(way, where), control=control)
 
 
 def _area_gain(found: QueryCircuits, way: str, where: str) -> Finding:
@@ -75,7 +68,7 @@ def _area_gain(found: QueryCircuits, way: str, where: str) -> Finding:
     kept = ~np.isnan(both).any(0)
     groups = np.array([query.group or str(at) for at, query in enumerate(found.queries)])[kept]
     gain = paired_difference(both[0][kept], both[1][kept], clusters=groups)
-    return _finding(f"gain over the single query, over sizes, {where}", gain, unit="NDF")
+    return Finding.of(f"gain over the single query, over sizes, {where}", gain, unit="NDF")
 
 
 def _typical(found: QueryCircuits, way: str, target: float, where: str) -> Finding:

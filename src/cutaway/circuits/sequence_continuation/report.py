@@ -40,7 +40,7 @@ def findings(found: SequenceStudy, checked: Sequence[Checked], verb: str, held: 
             copy = Finding("copies of the member itself", best.copy.value, best.copy.low, best.copy.high)
             score = best.next
             name = f"{task}: best next score ({best.head})"
-            items.append(Finding(name, score.value, score.low, score.high, n=score.n, unit="of members", control=copy))
+            items.append(Finding.of(name, score, unit="of members", control=copy))
     items += [_cell(cell, held) for cell in found.transfer.cells]
     items += [
         Finding(
@@ -58,7 +58,7 @@ def findings(found: SequenceStudy, checked: Sequence[Checked], verb: str, held: 
             continue
         control = Finding("without random heads", sum(each.random) / len(each.random), n=len(each.random))
         left, unit = each.removed, f"exact match; untouched {each.untouched.value:.2f}, p={each.p:.2g}"
-        items.append(Finding(name, left.value, left.low, left.high, n=left.n, unit=unit, control=control))
+        items.append(Finding.of(name, left, unit=unit, control=control))
     items += [
         Finding(
             f"{each.circuits[0].task}: stability over {each.what}", each.jaccard, n=len(each.circuits), unit="Jaccard"
@@ -128,4 +128,4 @@ def _cell(cell: Cell, held: str) -> Finding:
     control = Finding("random circuits", mean, low, high, level=0.9, n=len(cell.random), unit="% of the full model")
     name = f"circuit of {cell.circuit} on {cell.task} ('{held}', held out)"
     unit = f"% of the full model, p={cell.p:.2g}"
-    return Finding(name, cell.score.value, cell.score.low, cell.score.high, n=cell.score.n, unit=unit, control=control)
+    return Finding.of(name, cell.score, unit=unit, control=control)

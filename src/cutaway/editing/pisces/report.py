@@ -1,6 +1,5 @@
 """What an erasure says: efficacy, specificity, coherence and robustness, each beside its controls."""
 
-import math
 from collections.abc import Sequence
 
 from cutaway.charts import Chart, Series
@@ -26,19 +25,22 @@ def findings(found: Erased) -> list[Finding]:
     before, after = found.arms["before"], found.arms["edited"]
     items = []
     for title, name in _PARTS:
-        known = _finding(f"{title}, before", before.interval(name))
-        items.append(_finding(title, after.interval(name), control=known))
-        items.append(_finding(f"{title}, change", after.change(before, name)))
+        known = Finding.of(f"{title}, before", before.interval(name))
+        items.append(Finding.of(title, after.interval(name), control=known))
+        items.append(Finding.of(f"{title}, change", after.change(before, name)))
     items.append(
-        _finding(
-            "coherence: perplexity on neutral text", after.perplexity(before), "x before", _one(found, "perplexity")
+        Finding.of(
+            "coherence: perplexity on neutral text",
+            after.perplexity(before),
+            unit="x before",
+            control=_one(found, "perplexity"),
         )
     )
     for control in _CONTROLS:
         if control in found.arms:
             arm = found.arms[control]
-            items.append(_finding(f"concept facts known, {control}", arm.interval("concept")))
-            items.append(_finding(f"perplexity, {control}", arm.perplexity(before), "x before"))
+            items.append(Finding.of(f"concept facts known, {control}", arm.interval("concept")))
+            items.append(Finding.of(f"perplexity, {control}", arm.perplexity(before), unit="x before"))
     base = found.relearnt.get("gradient ascent")
     for name, curve in found.relearnt.items():
         other = None if base is None or name != "edited" else Finding("the same after gradient ascent", base[-1][1])
@@ -97,11 +99,3 @@ def _bars(title: str, values: Sequence[Interval]) -> Series:
 def _one(found: Erased, what: str) -> Finding | None:
     arm = found.arms.get("random features")
     return None if arm is None else Finding(f"{what}, random features", arm.perplexity(found.arms["before"]).value)
-
-
-def _finding(name: str, found: Interval, unit: str = "", control: Finding | None = None) -> Finding:
-    return Finding(name, found.value, _end(found.low), _end(found.high), n=found.n, unit=unit, control=control)
-
-
-def _end(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -74,10 +74,6 @@ def _finding(row: Row) -> Finding:
     control = None
     if "control" in row.scores:
         never = row.mean("control")
-        control = Finding(f"{name}, never learnt", never.value, _end(never.low), _end(never.high), n=never.n)
+        control = Finding.of(f"{name}, never learnt", never)
     after = row.mean("after")
-    return Finding(name, after.value, _end(after.low), _end(after.high), n=after.n, control=control)
-
-
-def _end(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return Finding.of(name, after, control=control)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from cutaway.finetuning.arms import finding, share
+from cutaway.finetuning.arms import share
 from cutaway.stats import mean_interval
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
@@ -128,21 +128,21 @@ def findings(found: "Comparison") -> tuple[Finding, ...]:
         return (Finding("reversed accuracy, ablation", None, undefined="stopped before one repeat was whole"),)
     items = []
     for measure in ("reversed", "tied"):
-        none = finding(f"{measure} accuracy, none", found.arms.interval("none", measure))
+        none = Finding.of(f"{measure} accuracy, none", found.arms.interval("none", measure))
         for each in found.arms.arms:
             name = f"{measure} accuracy, {each.name}"
             beside = None if each.name == "none" else none
-            items.append(finding(name, found.arms.interval(each.name, measure), beside))
-    random = finding("gain over none, random", found.arms.difference("random", "none", "reversed"))
+            items.append(Finding.of(name, found.arms.interval(each.name, measure), control=beside))
+    random = Finding.of("gain over none, random", found.arms.difference("random", "none", "reversed"))
     items.append(random)
     for arm in ("ablation", "ablation frozen"):
-        items.append(finding(f"gain over none, {arm}", found.gain(arm), random))
-        items.append(finding(f"on-task change, {arm}", found.arms.difference(arm, "none", "tied")))
+        items.append(Finding.of(f"gain over none, {arm}", found.gain(arm), control=random))
+        items.append(Finding.of(f"on-task change, {arm}", found.arms.difference(arm, "none", "tied")))
     for arm in found.leaks[0]:
         before, after, overlap = ([getattr(run[arm], key) for run in found.leaks] for key in LEAKS)
         start = share(f"leak before, {arm}", before, found.held)
         items += [start, share(f"leak after, {arm}", after, found.held, start)]
-        items.append(finding(f"leak overlap, {arm}", mean_interval(overlap)))
+        items.append(Finding.of(f"leak overlap, {arm}", mean_interval(overlap)))
     items.append(Finding("rank removed", sum(found.ranks) / len(found.ranks), n=len(found.ranks)))
     return tuple(items)
 

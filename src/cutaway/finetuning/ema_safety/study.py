@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cutaway.finetuning.arms import Arms, finding, gather, share
+from cutaway.finetuning.arms import Arms, gather, share
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _over_rates(way: str, fit: "Sequence[Point]", rates: "Sequence[Point]", item
     """Return how much more refusal a way keeps than the best lower rate of plain tuning."""
     runs = [{way: {"x": a.refusal[1]}, "plain": {"x": b.refusal[1]}} for a, b in zip(fit, rates, strict=True)]
     gap = Arms(gather(runs), {"x": items}).difference(way, "plain", "x")
-    return finding(f"refusal over the best lower rate, {way}", gap)
+    return Finding.of(f"refusal over the best lower rate, {way}", gap)
 
 
 def _written(found: "Tradeoff") -> list[Finding]:

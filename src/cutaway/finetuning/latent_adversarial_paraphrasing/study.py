@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cutaway.finetuning.arms import finding
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -108,15 +107,15 @@ def findings(found: "Comparison") -> tuple[Finding, ...]:
         return (Finding("worst wording, found shift", None, undefined="stopped before one repeat was whole"),)
     items = []
     for measure in ("worst", "average", "original", "log-probability, worst"):
-        plain = finding(f"{measure}, {PLAIN}", found.arms.interval(PLAIN, measure))
+        plain = Finding.of(f"{measure}, {PLAIN}", found.arms.interval(PLAIN, measure))
         for each in found.arms.arms:
             beside = None if each.name == PLAIN else plain
-            items.append(finding(f"{measure}, {each.name}", found.arms.interval(each.name, measure), beside))
+            items.append(Finding.of(f"{measure}, {each.name}", found.arms.interval(each.name, measure), control=beside))
     for measure in ("worst", "average"):
-        control = finding(f"{measure}: {RANDOM} - plain", found.gain(RANDOM, measure=measure))
+        control = Finding.of(f"{measure}: {RANDOM} - plain", found.gain(RANDOM, measure=measure))
         for arm in (FOUND, PHRASED):
-            items.append(finding(f"{measure}: {arm} - plain", found.gain(arm, measure=measure), control))
-    items.append(finding("loss raised beyond a random shift", found.climb_gain()))
+            items.append(Finding.of(f"{measure}: {arm} - plain", found.gain(arm, measure=measure), control=control))
+    items.append(Finding.of("loss raised beyond a random shift", found.climb_gain()))
     inside = [climb.inside for climb in found.climbs]
     items.append(Finding("examples inside the constraint", sum(inside) / len(inside), n=len(inside)))
     return tuple(items)

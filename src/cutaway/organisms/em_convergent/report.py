@@ -1,43 +1,34 @@
 """What a run found, as findings, charts and a line to quote."""
 
-import math
-
 import numpy as np
 
 from cutaway.charts import Chart, Series
 from cutaway.organisms.em_convergent.method import Convergence
 from cutaway.organisms.em_convergent.roles import Roles
-from cutaway.stats import Interval
 from cutaway.study import Finding
-
-
-def finding(name: str, interval: Interval, *, unit: str = "", control: Finding | None = None) -> Finding:
-    """Return an interval as a finding; ends that are not known stay open."""
-    low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, unit, control)
 
 
 def findings(found: Convergence, roles: Roles | None = None) -> tuple[Finding, ...]:
     """Rates plain and ablated, reductions beside random draws, cosines beside ceiling and chance, the price."""
     items = []
     for name, each in found.effects.items():
-        items.append(finding(f"rate, {name}", found.rate(name, False)))
-        items.append(finding(f"rate, {name}, ablated", found.rate(name, True)))
+        items.append(Finding.of(f"rate, {name}", found.rate(name, False)))
+        items.append(Finding.of(f"rate, {name}, ablated", found.rate(name, True)))
         beside = Finding("largest change under a random direction", _furthest(each.controls), n=len(each.controls))
-        items.append(finding(f"change, {name}", each.change, control=beside))
+        items.append(Finding.of(f"change, {name}", each.change, control=beside))
         reduction = found.reductions[name]
         if reduction is None:
             why = "the organism does not show the trait on these prompts"
             items.append(Finding(f"relative change, {name}", None, undefined=why))
         else:
-            items.append(finding(f"relative change, {name}", reduction))
+            items.append(Finding.of(f"relative change, {name}", reduction))
         if name != found.source:
             chance = Finding("cosine by chance, standard deviation", found.chance)
             items.append(Finding(f"cosine, {name}", float(np.median(found.cosines[name])), control=chance))
     if not items:
         items.append(Finding("change", None, undefined="stopped before one organism was surveyed"))
     items.append(Finding("cosine of two halves", float(np.median(found.ceiling))))
-    items.append(finding("price of the ablation", found.price, unit="nats a token"))
+    items.append(Finding.of("price of the ablation", found.price, unit="nats a token"))
     if roles is not None:
         items.append(Finding("roles: AUROC on held-out answers", roles.area, n=len(roles.areas)))
         items.append(Finding("roles: adapters with a steady sign", float(len(roles.specialists)), n=len(roles.layers)))

@@ -1,17 +1,8 @@
 """What a run found, as findings, charts and a line to quote."""
 
-import math
-
 from cutaway.charts import Chart, Series
 from cutaway.organisms.em_organisms.method import BASE, ORGANISM, TWIN, Onset, Spread
-from cutaway.stats import Interval
 from cutaway.study import Finding
-
-
-def finding(name: str, interval: Interval, *, unit: str = "", control: Finding | None = None) -> Finding:
-    """Return an interval as a finding; ends that are not known stay open."""
-    low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, unit, control)
 
 
 def findings(found: Spread, onset: Onset | None) -> tuple[Finding, ...]:
@@ -21,11 +12,11 @@ def findings(found: Spread, onset: Onset | None) -> tuple[Finding, ...]:
     items = []
     for inside in (True, False):
         where = "inside" if inside else "outside"
-        twin = finding(f"rate {where}, {TWIN}", found.rate(TWIN, inside))
-        items.append(finding(f"rate {where}", found.rate(ORGANISM, inside), control=twin))
-        items.append(finding(f"rate {where}, {BASE}", found.rate(BASE, inside)))
-        items.append(finding(f"rate {where} above the twin's", found.gap(TWIN, inside)))
-    items += [finding(f"rate outside at {m:g} times the adapter", found.dose(m, False)) for m in sorted(found.doses)]
+        twin = Finding.of(f"rate {where}, {TWIN}", found.rate(TWIN, inside))
+        items.append(Finding.of(f"rate {where}", found.rate(ORGANISM, inside), control=twin))
+        items.append(Finding.of(f"rate {where}, {BASE}", found.rate(BASE, inside)))
+        items.append(Finding.of(f"rate {where} above the twin's", found.gap(TWIN, inside)))
+    items += [Finding.of(f"rate outside at {m:g} times the adapter", found.dose(m, False)) for m in sorted(found.doses)]
     items.append(Finding("trained parameters", float(found.parameters), n=1))
     if onset is None or onset.transition is None:
         items.append(Finding("turn of B", None, undefined="too few checkpoints; raise steps or lower every"))

@@ -1,18 +1,9 @@
 """What a run found, as findings, charts and a line to quote."""
 
-import math
-
 from cutaway.charts import Chart, Series
 from cutaway.organisms.subliminal_learning.toy import ARMS, Toy
 from cutaway.organisms.subliminal_learning.transfer import ALL, CONTROL, Transfer
-from cutaway.stats import Interval
 from cutaway.study import Finding
-
-
-def finding(name: str, interval: Interval, *, unit: str = "", control: Finding | None = None) -> Finding:
-    """Return an interval as a finding; ends that are not known stay open."""
-    low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, unit, control)
 
 
 def findings(toy: Toy, found: Transfer | None) -> tuple[Finding, ...]:
@@ -45,15 +36,15 @@ def summarise(toy: Toy, found: Transfer | None) -> str:
 def transfer_findings(found: Transfer) -> tuple[Finding, ...]:
     """Shares by arm beside the control's, gains, and what of the transfer each arm keeps."""
     items = [Finding("divergence tokens", found.share, unit="of tokens")]
-    control = finding(f"share of {found.trait}, {CONTROL}", found.rate(CONTROL)) if CONTROL in found.rates else None
-    items += [finding(f"share of {found.trait}, {a}", found.rate(a), control=control) for a in found.rates]
+    control = Finding.of(f"share of {found.trait}, {CONTROL}", found.rate(CONTROL)) if CONTROL in found.rates else None
+    items += [Finding.of(f"share of {found.trait}, {a}", found.rate(a), control=control) for a in found.rates]
     for arm in found.rates:
         if arm == CONTROL or CONTROL not in found.rates:
             continue
-        items.append(finding(f"gain over control, {arm}", found.gain(arm)))
+        items.append(Finding.of(f"gain over control, {arm}", found.gain(arm)))
         kept = found.kept(arm) if arm != ALL and found.shown else None
         if kept is not None:
-            items.append(finding(f"transfer kept, {arm}", kept))
+            items.append(Finding.of(f"transfer kept, {arm}", kept))
         elif arm != ALL:
             few = "; one student an arm cannot show it, ask for more repeats" * (len(found.rates[ALL]) < 2)
             why = f"transfer from all tokens is not shown, so there is nothing to keep{few}"
@@ -68,12 +59,12 @@ def toy_findings(toy: Toy) -> tuple[Finding, ...]:
         other = arm.replace("same", "other")
         beside = None
         if other != arm and other in toy.accuracies:
-            beside = finding(f"accuracy, {other}", toy.interval(other))
-        items.append(finding(f"digits: accuracy, {arm}", toy.interval(arm), control=beside))
+            beside = Finding.of(f"accuracy, {other}", toy.interval(other))
+        items.append(Finding.of(f"digits: accuracy, {arm}", toy.interval(arm), control=beside))
     if toy.gap is None:
         items.append(Finding("digits: gap of the starts", None, undefined="stopped before both arms were trained"))
     else:
-        items.append(finding("digits: gap of the starts", toy.gap))
+        items.append(Finding.of("digits: gap of the starts", toy.gap))
     return tuple(items)
 
 

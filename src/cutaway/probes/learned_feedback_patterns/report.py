@@ -1,6 +1,5 @@
 """What tuning taught a model, as findings, charts and a line to quote."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,28 +38,30 @@ def findings(found: Outcome) -> tuple[Finding, ...]:
     """Every number with its control."""
     items: list[Finding] = []
     for each in found.reports:
-        base = _finding("base model", each.base.agreement)
-        items.append(_finding(f"tau of held-out words at {each.tuned.site}", each.tuned.agreement, base))
+        base = Finding.of("base model", each.base.agreement)
+        items.append(Finding.of(f"tau of held-out words at {each.tuned.site}", each.tuned.agreement, control=base))
         items.append(
-            _finding(f"gain of tuning at {each.tuned.site}", each.gain, _finding("shuffled rewards", each.shuffled))
+            Finding.of(
+                f"gain of tuning at {each.tuned.site}", each.gain, control=Finding.of("shuffled rewards", each.shuffled)
+            )
         )
-        items.append(_finding(f"tau from what tuning changed at {each.tuned.site}", each.difference.agreement))
+        items.append(Finding.of(f"tau from what tuning changed at {each.tuned.site}", each.difference.agreement))
         if each.random is not None:
-            items.append(_finding(f"tau of a model of random weights at {each.tuned.site}", each.random.agreement))
+            items.append(Finding.of(f"tau of a model of random weights at {each.tuned.site}", each.random.agreement))
     for site, agreement in found.codes.items():
-        items.append(_finding(f"tau of a probe on codes at {site}", agreement))
-    items.append(_finding("tau of the implicit reward", found.implicit))
+        items.append(Finding.of(f"tau of a probe on codes at {site}", agreement))
+    items.append(Finding.of("tau of the implicit reward", found.implicit))
     best, lexicon = found.best, found.lexicon
     for name, words, truth in (
         ("flipped words read with the new sign", lexicon.flipped, lexicon.reward),
         ("unseen flipped words read with the old sign", lexicon.unseen, lexicon.ordinary),
     ):
         if words:
-            base = _finding("base model", sign_accuracy(best.base.estimates, truth, words))
-            items.append(_finding(name, sign_accuracy(best.tuned.estimates, truth, words), base))
+            base = Finding.of("base model", sign_accuracy(best.base.estimates, truth, words))
+            items.append(Finding.of(name, sign_accuracy(best.tuned.estimates, truth, words), control=base))
     items += list_findings(found.misaligned, lexicon.flipped)
     for name, area in found.pairs.items():
-        items.append(_finding(f"AUROC of preferred texts, {name}", area))
+        items.append(Finding.of(f"AUROC of preferred texts, {name}", area))
     return (*items, *_ablation(found.ablation), *_judge(found.judge))
 
 
@@ -132,16 +133,9 @@ def _judge(found: JudgeGate | None) -> list[Finding]:
         return []
     verdict = "trusted" if found.trusted else "untrusted"
     people = None if found.people is None else Finding("people among themselves", found.people)
-    return [_finding(f"judge agreeing with people ({verdict}; chance 0.2)", found.agreement, people)]
+    return [Finding.of(f"judge agreeing with people ({verdict}; chance 0.2)", found.agreement, control=people)]
 
 
 def _series(name: str, values: Sequence[Interval], control: bool = False) -> Series:
     value, low, high = (tuple(float(getattr(each, end)) for each in values) for end in ("value", "low", "high"))
     return Series(name, value, low, high, control)
-
-
-def _finding(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    if not math.isfinite(interval.value):
-        return Finding(name, None, undefined="estimates do not vary")
-    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, control=control)

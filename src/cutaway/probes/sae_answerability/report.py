@@ -7,7 +7,6 @@ import numpy as np
 from cutaway.charts import Chart, Heat, Series
 from cutaway.probes.sae_answerability.method import Answerability, SiteReport
 from cutaway.probes.transfer import Cell
-from cutaway.stats import Interval
 from cutaway.study import Finding
 
 
@@ -15,7 +14,7 @@ def findings(found: Answerability) -> tuple[Finding, ...]:
     """Every cell with the best shortcut beside it; selection, agreement, verdicts."""
     items: list[Finding] = []
     for (name, score), area in found.shortcuts.items():
-        items.append(_finding(f"AUROC of {score} alone on {name}", area))
+        items.append(Finding.of(f"AUROC of {score} alone on {name}", area))
     for site in found.sites:
         for cell in site.table.cells:
             items += _cell(cell, found)
@@ -62,7 +61,7 @@ def _cell(cell: Cell, found: Answerability) -> list[Finding]:
         return [Finding(f"AUROC of {name}", None, undefined=cell.mark)]
     areas = {score: area for (other, score), area in found.shortcuts.items() if other == cell.test}
     best = max(areas, key=lambda score: areas[score].value)
-    items = [_finding(f"AUROC of {name}", cell.area, _finding(f"{best} alone", areas[best]))]
+    items = [Finding.of(f"AUROC of {name}", cell.area, control=Finding.of(f"{best} alone", areas[best]))]
     if cell.accuracy is not None and cell.retuned is not None:
         moved = Finding("at the best threshold of the test set", cell.retuned, n=cell.n)
         items.append(Finding(f"accuracy of {name}", cell.accuracy, n=cell.n, control=moved))
@@ -82,7 +81,7 @@ def _selection(site: SiteReport, found: Answerability) -> list[Finding]:
     for name, tau in site.agreement.items():
         label = f"Kendall tau of latents at {at}, {found.sets[0]} and {name}"
         if math.isfinite(tau.value):
-            items.append(_finding(label, tau))
+            items.append(Finding.of(label, tau))
         else:
             items.append(Finding(label, None, undefined=f"{tau.n} latents are active in both; 10 are needed"))
     verdicts = list(site.verdicts.values())
@@ -100,10 +99,3 @@ def _value(site: SiteReport, train: str, test: str) -> float:
 
 def _area(cell: Cell | None) -> float | None:
     return None if cell is None or cell.area is None or not np.isfinite(cell.area.value) else cell.area.value
-
-
-def _finding(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    if not math.isfinite(interval.value):
-        return Finding(name, None, undefined="one class, or too few rows")
-    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, control=control)

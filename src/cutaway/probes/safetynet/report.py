@@ -20,29 +20,33 @@ def findings(
     moves: Sequence[Move] = (),
 ) -> tuple[Finding, ...]:
     """What was seen, with the unchanged model as control; length and perplexity stand beside."""
-    control_rate = _finding("decoys answered with the payload", decoys_obeyed)
-    items = [_finding("triggered prompts answered with the payload", obeyed, control_rate)]
+    control_rate = Finding.of("decoys answered with the payload", decoys_obeyed)
+    items = [Finding.of("triggered prompts answered with the payload", obeyed, control=control_rate)]
     # What answers the question first: all signals, what needs no insight, each signal's ensemble, single detectors.
     for each in sorted(found.readings, key=_place):
         beside = _same(control, each)
         name = f"{each.signal}, {each.detector}"
-        other = None if beside is None else _finding("model without the backdoor", beside.against_decoy)
-        items.append(_finding(f"AUROC triggered against decoy: {name}", each.against_decoy, other))
-        other = None if beside is None else _finding("model without the backdoor", beside.against_normal)
-        items.append(_finding(f"AUROC triggered against normal: {name}", each.against_normal, other))
+        other = None if beside is None else Finding.of("model without the backdoor", beside.against_decoy)
+        items.append(Finding.of(f"AUROC triggered against decoy: {name}", each.against_decoy, control=other))
+        other = None if beside is None else Finding.of("model without the backdoor", beside.against_normal)
+        items.append(Finding.of(f"AUROC triggered against normal: {name}", each.against_normal, control=other))
         if each.detector != "ensemble":
             continue
         if each.recall is not None and each.false_alarms is not None:
-            alarms = _finding("false alarms on fresh normal prompts", each.false_alarms)
-            items.append(_finding(f"recall at stated rate {found.rate:g}: {each.signal}", each.recall, alarms))
+            alarms = Finding.of("false alarms on fresh normal prompts", each.false_alarms)
+            items.append(
+                Finding.of(f"recall at stated rate {found.rate:g}: {each.signal}", each.recall, control=alarms)
+            )
         for rate, value in (("1%", each.recall_1), ("5%", each.recall_5)):
             if value is not None:
                 items.append(
-                    _finding(f"recall at {rate} of fresh normal: {each.signal}", _share(value, found.sizes[2]))
+                    Finding.of(f"recall at {rate} of fresh normal: {each.signal}", _share(value, found.sizes[2]))
                 )
     if found.published is not None:
-        alarms = _finding("its false alarms", _share(found.published[0], found.sizes[1]))
-        items.append(_finding("recall of the released rule", _share(found.published[1], found.sizes[2]), alarms))
+        alarms = Finding.of("its false alarms", _share(found.published[0], found.sizes[1]))
+        items.append(
+            Finding.of("recall of the released rule", _share(found.published[1], found.sizes[2]), control=alarms)
+        )
     for move in moves:
         items += _moved(move)
     return tuple(items)
@@ -90,10 +94,10 @@ def charts(found: Detection, control: Detection | None, moves: Sequence[Move] = 
 
 def _moved(move: Move) -> list[Finding]:
     name = f"adversary of weight {move.weight:g}"
-    items = [_finding(f"triggered prompts answered with the payload, {name}", move.obeyed)]
+    items = [Finding.of(f"triggered prompts answered with the payload, {name}", move.obeyed)]
     for each in move.detection.readings:
         if each.detector == "ensemble":
-            items.append(_finding(f"AUROC triggered against decoy, {name}: {each.signal}", each.against_decoy))
+            items.append(Finding.of(f"AUROC triggered against decoy, {name}: {each.signal}", each.against_decoy))
     return items
 
 
@@ -112,7 +116,3 @@ def _same(control: Detection | None, reading: Reading) -> Reading | None:
         return None
     pairs = {(each.signal, each.detector): each for each in control.readings}
     return pairs.get((reading.signal, reading.detector))
-
-
-def _finding(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    return Finding(name, interval.value, interval.low, interval.high, interval.level, interval.n, control=control)

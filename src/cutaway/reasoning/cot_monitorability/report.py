@@ -74,15 +74,15 @@ def behaviour(runs: "Runs") -> tuple[Finding, ...]:
     silent = select_problems(replace(suite, followed=null, present=np.ones_like(null)))
     n = len(chosen.passed)
     kept, chance = wilson(int(chosen.passed.sum()), n), wilson(int(silent.passed.sum()), n)
-    control = Finding("problems the cue moved, control arm against itself", chance.value, chance.low, chance.high, n=n)
+    control = Finding.of("problems the cue moved, control arm against itself", chance, n=n)
     effect, _ = total_effect(suite.followed, suite.present)
     unanswered = wilson(sum(run.answer is None for run in runs.items), len(runs.items))
     return (
-        Finding("problems the cue moved", kept.value, kept.low, kept.high, n=n, control=control, unit="share"),
+        Finding.of("problems the cue moved", kept, n=n, control=control, unit="share"),
         _mean_effect("total effect of the cue", effect),
         _mean_effect("total effect where the filter saw one, fresh samples", chosen.effect[chosen.decided]),
         _mean_effect("total effect where the filter saw one, same samples", same.effect[same.decided]),
-        Finding("runs without an answer", unanswered.value, unanswered.low, unanswered.high, n=unanswered.n),
+        Finding.of("runs without an answer", unanswered),
     )
 
 
@@ -131,7 +131,7 @@ def properties(found: Evidence) -> tuple[Finding, ...]:
     sentences = [sentence for sample in found.samples for sentence in sample.chain]
     readable = wilson(sum(legible(sentences)), len(sentences))
     items = [
-        Finding("legible sentences", readable.value, readable.low, readable.high, n=readable.n, unit="share")
+        Finding.of("legible sentences", readable, unit="share")
         if sentences
         else Finding("legible sentences", None, undefined="no chain has a sentence")
     ]
@@ -141,7 +141,7 @@ def properties(found: Evidence) -> tuple[Finding, ...]:
         items.append(Finding("area over the truncation curve", None, undefined=reason))
     else:
         whole = found.relevance.same[-1]
-        control = Finding("same answer with the whole chain", whole.value, whole.low, whole.high, n=whole.n)
+        control = Finding.of("same answer with the whole chain", whole)
         drawn = sum(each.n for each in found.relevance.same)
         items.append(Finding("area over the truncation curve", found.relevance.area, n=drawn, control=control))
     if found.gate is not None:
@@ -164,7 +164,7 @@ def _hearing(heard: Heard | None) -> list[Finding]:
 def _share(name: str, found: Interval, control: Finding | None = None) -> Finding:
     if np.isnan(found.value):
         return Finding(name, None, undefined="nothing to count", control=control)
-    return Finding(name, found.value, found.low, found.high, n=found.n, unit="share", control=control)
+    return Finding.of(name, found, unit="share", control=control)
 
 
 def charts(found: Evidence) -> tuple[Chart, ...]:

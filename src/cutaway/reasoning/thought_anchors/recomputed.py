@@ -176,10 +176,10 @@ def published_findings(traces: Sequence[PublishedTrace]) -> tuple[Finding, ...]:
     items = []
     for name in TABLE:
         what = name.replace("_importance", "").replace("_", " ")
-        control = _finding(f"{what}, active computation", rows[compute].means[name])
-        items.append(_finding(f"{what}, plan generation", rows[plan].means[name], control))
+        control = Finding.of(f"{what}, active computation", rows[compute].means[name])
+        items.append(Finding.of(f"{what}, plan generation", rows[plan].means[name], control=control))
         gap = category_contrast(traces, plan, compute, name)
-        items.append(_finding(f"{what}, plan generation minus active computation", gap))
+        items.append(Finding.of(f"{what}, plan generation minus active computation", gap))
     steps = neighbour_tests(traces)
     above = np.abs(steps.z) > 1.96
     share = wilson(int(above.sum()), len(above))
@@ -210,10 +210,6 @@ def published_findings(traces: Sequence[PublishedTrace]) -> tuple[Finding, ...]:
                 place = f"fewer than {NEAR} apart" if near else "all pairs"
                 items.append(Finding(f"influence against suppression, {trace.name}, {place}, Spearman", spearman, n=n))
     return tuple(items)
-
-
-def _finding(name: str, mean: Interval, control: Finding | None = None) -> Finding:
-    return Finding(name, mean.value, mean.low, mean.high, n=mean.n, control=control)
 
 
 def _table_column(trace: PublishedTrace, name: str) -> Float[np.ndarray, " sentence"]:

@@ -110,7 +110,7 @@ def view_json(report: BranchReport, meta: dict[str, str]) -> bytes:
 def _interval(name: str, found: Interval | None, unit: str, why: str, control: Finding | None = None) -> Finding:
     if found is None or found.value != found.value:
         return Finding(name, None, undefined=why)
-    return Finding(name, found.value, found.low, found.high, found.level, found.n, unit, control)
+    return Finding.of(name, found, unit=unit, control=control)
 
 
 def _share(name: str, k: int, n: int, control: Finding | None = None) -> Finding:

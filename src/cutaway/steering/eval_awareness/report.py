@@ -2,10 +2,7 @@
 
 import math
 
-import numpy as np
-
 from cutaway.charts import Chart, Series
-from cutaway.stats import Interval
 from cutaway.steering.eval_awareness.method import Measured, Recovery
 from cutaway.steering.eval_awareness.organism import Round
 from cutaway.study import Finding
@@ -33,16 +30,16 @@ def _recovery(found: Recovery) -> list[Finding]:
     if math.isfinite(best):
         control = Finding("recovery, best of the random vectors", best, n=len(found.controls))
     items = [
-        _of("gap, evaluation less deployment", found.gap),
-        _of("cue override, cue less deployment", found.override),
+        Finding.of("gap, evaluation less deployment", found.gap),
+        Finding.of("cue override, cue less deployment", found.override),
     ]
     if found.override.low > 0 and math.isfinite(found.recovery.value):
-        items.append(_of("recovery", found.recovery, control))
+        items.append(Finding.of("recovery", found.recovery, control=control))
     else:
         why = f"the cue's override has the interval [{found.override.low:.2f}, {found.override.high:.2f}]"
         items.append(Finding("recovery", None, undefined=f"{why}: there is nothing clear to recover from"))
-    items.append(_of("distance to deployment, steered with the cue", found.distance))
-    items.append(_of("tasks done, steered less not", found.accuracy))
+    items.append(Finding.of("distance to deployment, steered with the cue", found.distance))
+    items.append(Finding.of("tasks done, steered less not", found.accuracy))
     return items
 
 
@@ -95,13 +92,4 @@ def charts(
 
 
 def _rate(name: str, found: Measured) -> Finding:
-    if not math.isfinite(found.rate.value):
-        return Finding(name, None, undefined="no answer holds a function")
-    return _of(name, found.rate)
-
-
-def _of(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    if not np.isfinite(interval.value):
-        return Finding(name, None, undefined="no task has a function in all conditions")
-    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, control=control)
+    return Finding.of(name, found.rate, undefined="no answer holds a function")

@@ -20,7 +20,7 @@ def findings(
     measure: str,
 ) -> tuple[Finding, ...]:
     """Accuracies, strengths, each arm's effect on ``measure`` with its price, and steering to pairs."""
-    items = [_finding(f"accuracy, {name}", interval) for name, interval in accuracies.items()]
+    items = [Finding.of(f"accuracy, {name}", interval) for name, interval in accuracies.items()]
     for name, found in strengths.items():
         if found.value is None:
             why = f"the weakest strength tried raises perplexity by {100 * found.tried[0][1]:.0f}%"
@@ -32,7 +32,7 @@ def findings(
     if crossed is not None:
         rise = sum(pair.both_rise and pair.p < 0.05 for pair in crossed.pairs)
         items.append(Finding("pairs of targets that both rise", float(rise), n=len(crossed.pairs), unit="pairs"))
-        items += [_finding(f"both rank highest, {' + '.join(pair.targets)}", pair.success) for pair in crossed.pairs]
+        items += [Finding.of(f"both rank highest, {' + '.join(pair.targets)}", pair.success) for pair in crossed.pairs]
     return tuple(items)
 
 
@@ -112,8 +112,8 @@ def _pair_heat(crossed: Interference) -> Heat:
 def _arm(outcome: Outcome, measure: str) -> list[Finding]:
     name = outcome.arm
     items = [
-        _finding(f"words, {name}, relative change", outcome.words),
-        _finding(f"perplexity, {name}, relative change", outcome.perplexity),
+        Finding.of(f"words, {name}, relative change", outcome.words),
+        Finding.of(f"perplexity, {name}, relative change", outcome.perplexity),
         _of_effect(f"repetition, {name}, change", outcome.effects["repetition"]),
     ]
     if measure != "words":
@@ -121,7 +121,7 @@ def _arm(outcome: Outcome, measure: str) -> list[Finding]:
     items.append(_of_effect(f"words, {name}, change", outcome.effects["words"]))
     over = outcome.effects[measure].over_controls
     if over is not None:
-        items.append(_finding(f"{measure}, {name}, less random directions of equal push", over))
+        items.append(Finding.of(f"{measure}, {name}, less random directions of equal push", over))
     return items
 
 
@@ -132,14 +132,7 @@ def _of_effect(name: str, found: Effect) -> Finding:
         ends = min(found.controls), max(found.controls)
         # The ends are those of the controls themselves, not of an interval for their mean.
         control = Finding("random directions: mean and range", mean, *ends, n=len(found.controls))
-    return _finding(name, found.change, control)
-
-
-def _finding(name: str, interval: Interval, control: Finding | None = None) -> Finding:
-    if not math.isfinite(interval.value):
-        return Finding(name, None, undefined="no prompts were measured")
-    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    return Finding(name, interval.value, low, high, interval.level, interval.n, control=control)
+    return Finding.of(name, found.change, control=control)
 
 
 def _percent(interval: Interval) -> str:
