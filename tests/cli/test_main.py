@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from command import OUTCOME, question, start
 
+from cutaway.study import get_study
+
 COSTS = ("seconds", "decoded", "prefilled", "reused")
 
 
@@ -140,6 +142,17 @@ def test_calibrate_is_stored_and_its_exit_code_says_whether_it_passed(cutaway):
     assert {rate["name"] for rate in found["rates"]} == {"band coverage", "plan first", "recall", "false anchors"}
     (row,) = [row for row in cutaway("studies", "--json").json if row["id"] == "thought-anchors"]
     assert row["calibration"]["state"] == "finished"
+
+
+def test_ctrl_c_before_a_result_is_one_line(cutaway, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(get_study("thought-anchors")), "calibrate", stopped)
+    done = cutaway("calibrate", "thought-anchors")
+    assert done.code == 1
+    assert done.err.strip().startswith("interrupted before there was a result")
+    assert len(done.err.strip().splitlines()) == 1
 
 
 def test_models_are_listed(cutaway):

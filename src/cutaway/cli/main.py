@@ -7,10 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cutaway.errors import CutawayError, UsageError
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Say a word when Ctrl-C comes before a result could be kept; Typer would leave without one."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted before there was a result; the same command uses what was kept", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Open a language model: explain one answer, keep the finding.",
     no_args_is_help=True,
     add_completion=False,
@@ -358,9 +371,6 @@ def main() -> None:
     except CutawayError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
