@@ -41,7 +41,7 @@ MODES = {
     "key": "wants a key, and repeats a wrong one in its message",
     "no-echo": "refuses to echo",
     "empty": "serves no model",
-    "two": "serves two models",
+    "two": "serves two models, to three clients at once",
 }
 
 
@@ -156,6 +156,7 @@ class Handler(BaseHTTPRequestHandler):
     sampler: Sampler
     mode = "ok"
     lock = threading.Lock()
+    crowd = threading.Condition()
     tries: ClassVar[Counter[tuple[str, bytes]]] = Counter()
     stats: ClassVar[defaultdict[str, Counter[str]]] = defaultdict(Counter)
 
@@ -187,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
             stats = self.stats[mode]
             stats.update(requests=1, now=1)
             stats["most_at_once"] = max(stats["most_at_once"], stats["now"])
+        if mode == "two":
+            self.gather(stats)
         try:
             if path == "/v1/completions":
                 self.answer(mode, json.loads(raw), attempt)
@@ -197,6 +200,12 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with self.lock:
                 stats["now"] -= 1
+
+    def gather(self, stats: Counter[str]) -> None:
+        """Hold requests until three have stood here together: how many come at once is not left to chance."""
+        with self.crowd:
+            self.crowd.notify_all()
+            self.crowd.wait_for(lambda: stats["most_at_once"] >= 3, timeout=5)
 
     def answer(self, mode: str, body: dict[str, Any], attempt: int) -> None:
         if refusal := self.refusal(mode, body, attempt):
