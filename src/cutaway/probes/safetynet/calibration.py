@@ -98,7 +98,10 @@ def detect_planted(seed: int, clean: bool) -> tuple[Backdoor, PromptSets, Detect
     """Train a planted model and look for its trigger."""
     planted = backdoored(clean=clean, seed=seed)
     sets = planted_sets(planted, seed)
-    return planted, sets, detect(planted.model, sets, SIGNALS, rate=0.05, components=20, seed=seed)
+    found = detect(planted.model, sets, SIGNALS, rate=0.05, components=20, seed=seed)
+    if not found.complete:  # Ctrl-C leaves a usable part of a detection, but no rate
+        raise KeyboardInterrupt
+    return planted, sets, found
 
 
 def moved(
