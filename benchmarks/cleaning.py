@@ -33,7 +33,7 @@ class FromTheBottom(Bench):
 
 def main() -> None:
     given = options(__doc__)
-    repeats, steps = (1, 5) if given.quick else (5, 10)
+    repeats, steps = (1, 5) if given.quick else (3, 5)
     model = load_model("smollm2-135m-instruct", dtype="float32")
     parts = split(task("plural"), 12)
     shown, asked = prepare(model, few_shot(parts.shots, 12, 12)), prepare(model, zero_shot(parts.fit))
