@@ -139,7 +139,7 @@ def all_rates(trials: int, report: Callable[[int, int], None] = lambda done, tot
     for trial in range(trials):
         report(2 * trial, 2 * trials)
         known += blindness(trial).as_known
-        for _, inside, recall in realised(trial, normal=12_000).values():
+        for _, inside, recall in realised(trial).values():
             kept += inside
             caught += recall >= 0.8
         report(2 * trial + 1, 2 * trials)
