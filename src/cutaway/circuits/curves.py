@@ -14,7 +14,7 @@ from cutaway.circuits.items import Items, as_groups, circuit_values, clusters
 from cutaway.circuits.parts import anatomy
 from cutaway.circuits.score import LEAST, SHARES, Faithfulness, cmd, cpr, faithfulness, ndf
 from cutaway.circuits.select import By, fitted, prune, randomised, shuffled, top
-from cutaway.circuits.view import SizeCurve
+from cutaway.circuits.view import SizeCurve, gaps
 from cutaway.errors import UsageError, nearest
 from cutaway.model import Model
 from cutaway.stats import Interval, bootstrap, mean_interval
@@ -99,10 +99,8 @@ class Curve:
     def drawn(self) -> SizeCurve:
         """Return faithfulness by size as `circuit_view` takes it, random circuits as its control."""
         own, random = self.faithfulness, self.control_faithfulness.get("random")
-        value, low, high = (
-            tuple(_gap(getattr(each.interval, key)) for each in own) for key in ("value", "low", "high")
-        )
-        control = None if random is None else tuple(_gap(each.value) for each in random)
+        value, low, high = (gaps(getattr(each.interval, key) for each in own) for key in ("value", "low", "high"))
+        control = None if random is None else gaps(each.value for each in random)
         return SizeCurve("faithfulness, held out", value, low, high, control)
 
     def cpr(self, x: str = "linear") -> Area:
@@ -216,10 +214,6 @@ def curve(
         clusters=clusters(pairs),
         controls=dict(zip(controls, rest, strict=True)),
     )
-
-
-def _gap(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _sizes(graph: CircuitGraph, sizes: Sequence[int] | None) -> list[int]:

@@ -1,6 +1,7 @@
 """A circuit as a page draws it: nodes in layers, edges with the sizes at which they belong, what heads attend to."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -91,6 +92,11 @@ class CircuitView:
             attention={name: tuple(map(tuple, rows)) for name, rows in data["attention"].items()},
             about=dict(data["about"]),
         )
+
+
+def gaps(values: Iterable[float]) -> tuple[float | None, ...]:
+    """Return numbers as a curve takes them: None in the place of NaN."""
+    return tuple(None if math.isnan(value) else float(value) for value in values)
 
 
 def circuit_view(

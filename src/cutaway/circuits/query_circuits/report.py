@@ -5,6 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from cutaway.charts import Chart, Heat, Series
 from cutaway.circuits.graph import CircuitGraph
 from cutaway.circuits.query_circuits.data import Queries, Query
 from cutaway.circuits.query_circuits.result import CHOSEN, QueryCircuits, Searched, areas, halfway
-from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view
+from cutaway.circuits.view import CircuitView, SizeCurve, circuit_view, gaps
 from cutaway.model import Model
 from cutaway.stats import Interval, paired_difference
 from cutaway.study import Finding
+
+_finding = partial(Finding.of, undefined="no query has an NDF here")
 
 TARGETS = (0.6, 0.8)
 TOP_EDGES = 40
@@ -32,26 +35,26 @@ def findings(found: QueryCircuits, queries: Queries, wrong: int) -> tuple[Findin
         items += [_area_gain(found, main, where) for where in (*found.places[1:], CHOSEN)]
         for where in (*found.places[1:2], CHOSEN):
             items += [
-                Finding.of(f"gain over the single query at {size} edges, {where}", gain, unit="NDF")
+                _finding(f"gain over the single query at {size} edges, {where}", gain, unit="NDF")
                 for size, gain in zip(found.sizes, found.gain(main, where=where), strict=True)
             ]
     where = found.places[1] if len(found.places) > 1 else CHOSEN
     for target in TARGETS:
-        control = Finding.of(f"the same at random, {where}", found.reached("random", target, where))
+        control = _finding(f"the same at random, {where}", found.reached("random", target, where))
         name = f"share of queries that reach NDF {target:g}, {where}"
-        items.append(Finding.of(name, found.reached(main, target, where), control=control))
+        items.append(_finding(name, found.reached(main, target, where), control=control))
         items.append(_typical(found, main, target, where))
     worst = max(found.curve("random"), key=lambda each: each.value)
-    items.append(Finding.of("largest mean NDF of random search at any size", worst))
+    items.append(_finding("largest mean NDF of random search at any size", worst))
     items.append(_area(found, "nested", where))
     if found.between:
         at, size = len(found.between) // 2, found.between[len(found.between) // 2]
-        control = Finding.of("single query", halfway(found, "single")[at])
+        control = _finding("single query", halfway(found, "single")[at])
         for way in ("nested", "neighbours"):
             name = f"NDF of {way} circuits at {size} edges, between sizes searched"
-            items.append(Finding.of(name, halfway(found, way)[at], control=control))
+            items.append(_finding(name, halfway(found, way)[at], control=control))
     left = found.complement()[-1]
-    items.append(Finding.of(f"share of the answer left without the circuit of {found.sizes[-1]} edges", left))
+    items.append(_finding(f"share of the answer left without the circuit of {found.sizes[-1]} edges", left))
     items.append(Finding("queries without NDF: clean and corrupted values agree", float(found.undefined), n=n))
     items.append(Finding("queries left out: the model answers them wrongly", float(wrong), n=n + wrong))
     items += [Finding(f"queries left out: {why}", float(count)) for why, count in queries.left_out]
@@ -59,8 +62,8 @@ def findings(found: QueryCircuits, queries: Queries, wrong: int) -> tuple[Findin
 
 
 def _area(found: QueryCircuits, way: str, where: str) -> Finding:
-    control = Finding.of(f"random search, {where}", found.area("random", where))
-    return Finding.of(f"mean NDF over sizes, {way}, {where}", found.area(way, where), control=control)
+    control = _finding(f"random search, {where}", found.area("random", where))
+    return _finding(f"mean NDF over sizes, {way}, {where}", found.area(way, where), control=control)
 
 
 def _area_gain(found: QueryCircuits, way: str, where: str) -> Finding:
@@ -68,7 +71,7 @@ def _area_gain(found: QueryCircuits, way: str, where: str) -> Finding:
     kept = ~np.isnan(both).any(0)
     groups = np.array([query.group or str(at) for at, query in enumerate(found.queries)])[kept]
     gain = paired_difference(both[0][kept], both[1][kept], clusters=groups)
-    return Finding.of(f"gain over the single query, over sizes, {where}", gain, unit="NDF")
+    return _finding(f"gain over the single query, over sizes, {where}", gain, unit="NDF")
 
 
 def _typical(found: QueryCircuits, way: str, target: float, where: str) -> Finding:
@@ -161,7 +164,7 @@ def _kept_chart(found: QueryCircuits) -> Chart:
 def _query_heat(found: QueryCircuits) -> Heat:
     where = found.places[1] if len(found.places) > 1 else CHOSEN
     rows = found.queries[:_ROWS]
-    values = [_gaps(query.curve(found.main, where)) for query in rows]
+    values = [gaps(query.curve(found.main, where)) for query in rows]
     return Heat(
         f"NDF of each query, {where}",
         tuple(f"{at + 1}. {query.name[-48:]}" for at, query in enumerate(rows)),
@@ -195,7 +198,7 @@ def shown(found: QueryCircuits, query: Searched, target: float = TARGETS[0]) -> 
 def drawing(model: Model, found: QueryCircuits, query: Query) -> CircuitView:
     """Return the page's view of the first query's circuits, with its NDF where it was not chosen."""
     first, where = found.queries[0], next(iter(query.held_out), (CHOSEN,))[0]
-    value, control = (_gaps(first.curve(way, where)) for way in (found.main, "random"))
+    value, control = (gaps(first.curve(way, where)) for way in (found.main, "random"))
     with torch.no_grad():
         patterns = model.capture(model.batch([list(query.pair.clean)]), ["pattern.*"], special=True)
     return circuit_view(
@@ -212,10 +215,6 @@ def drawing(model: Model, found: QueryCircuits, query: Query) -> CircuitView:
             for head, pattern in enumerate(heads[0])
         },
     )
-
-
-def _gaps(values: np.ndarray) -> tuple[float | None, ...]:
-    return tuple(None if np.isnan(x) else float(x) for x in values)
 
 
 def edge_table(found: QueryCircuits) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from cutaway.features.mfr_sae.experiment import Comparison
     from cutaway.features.mfr_sae.method import MfrConfig, Peers
     from cutaway.model import Model
+
+_finding = partial(Finding.of, undefined="it takes more than one dictionary, or nothing varied")
 
 
 class MfrSaeConfig(StudyConfig):
@@ -119,10 +122,10 @@ def _planted(config: MfrSaeConfig, lab: Lab) -> Findings:
         tick=lambda done, total, note: lab.progress(Progress(done, total, "arms", note)),
     )
     items = [
-        Finding.of(
+        _finding(
             f"recovery gained over {rival}",
             gain,
-            control=Finding.of(f"recovery, {rival}", found.interval(rival, "recovery")),
+            control=_finding(f"recovery, {rival}", found.interval(rival, "recovery")),
         )
         for rival, gain in found.gains.items()
     ]
@@ -152,12 +155,12 @@ def _arm_findings(found: "Comparison") -> list[Finding]:
     }
     items = []
     for what, name in said.items():
-        base = Finding.of(f"{name}, alone", found.interval("alone", what))
+        base = _finding(f"{name}, alone", found.interval("alone", what))
         for arm in found.outcomes:
             own = found.interval(arm, what)
-            items.append(Finding.of(f"{name}, {arm}", own, control=None if arm == "alone" else base))
+            items.append(_finding(f"{name}, {arm}", own, control=None if arm == "alone" else base))
     items += [
-        Finding.of(f"likeness of peers, {arm}", found.interval(arm, "peers"))
+        _finding(f"likeness of peers, {arm}", found.interval(arm, "peers"))
         for arm in ("alone", "mfr", "random", "shuffled")
         if arm in found.outcomes
     ]
@@ -167,7 +170,7 @@ def _arm_findings(found: "Comparison") -> list[Finding]:
 def _predicts(found: "Comparison", how: str) -> Finding:
     name = f"{how.capitalize()} of likeness to a peer and to the truth, without the penalty"
     own = found.interval("alone", how)
-    return Finding.of(name, own, control=Finding.of(f"{name}, with random peers", found.interval("random", how)))
+    return _finding(name, own, control=_finding(f"{name}, with random peers", found.interval("random", how)))
 
 
 def _bars(found: "Comparison") -> Chart:
@@ -250,7 +253,7 @@ def _activation_findings(
     errors = {arm: [_error(each, held) for each in peers.dictionaries] for arm, peers in arms.items()}
     relative = [(a - b) / a for a, b in zip(errors["alone"], errors["mfr"], strict=True)]
     gain = paired_difference(relative, [0.0] * len(relative))
-    items = [Finding.of("error saved by the penalty, relative", gain)]
+    items = [_finding("error saved by the penalty, relative", gain)]
     found = {
         arm: evaluate(model, each.dictionaries[0], left, tokens=config.measure, fit=config.measure)
         for arm, each in arms.items()
@@ -259,22 +262,20 @@ def _activation_findings(
         items += _scored(arm, found[arm], found["alone"] if arm == "mfr" else None)
         scores = reproducibility(peers.dictionaries)
         items.append(
-            Finding.of(
+            _finding(
                 f"FVU over all peers, {arm}",
                 mean_interval(errors[arm]),
-                control=Finding.of("FVU over all peers, alone", mean_interval(errors["alone"]))
-                if arm == "mfr"
-                else None,
+                control=_finding("FVU over all peers, alone", mean_interval(errors["alone"])) if arm == "mfr" else None,
             )
         )
-        items.append(Finding.of(f"likeness of peers, {arm}", mean_interval([float(score.mean()) for score in scores])))
+        items.append(_finding(f"likeness of peers, {arm}", mean_interval([float(score.mean()) for score in scores])))
         share = dict(consensus(peers.dictionaries))[len(peers.dictionaries)]
         items.append(Finding(f"latents found in every peer (cosine > .9), {arm}", share, n=config.n_latents))
         acts = functional(peers.dictionaries[0], peers.dictionaries[1], held)
         acts = acts[~acts.isnan()]
-        items.append(Finding.of(f"correlation of like latents' values, {arm}", mean_interval(acts.tolist())))
+        items.append(_finding(f"correlation of like latents' values, {arm}", mean_interval(acts.tolist())))
         ranks = [effective_rank(each.atoms) for each in peers.dictionaries]
-        items.append(Finding.of(f"effective rank, {arm}", mean_interval(ranks)))
+        items.append(_finding(f"effective rank, {arm}", mean_interval(ranks)))
         items.append(Finding(f"seconds to train, {arm}", seconds[arm], unit="s"))
     return items
 
@@ -282,18 +283,18 @@ def _activation_findings(
 def _scored(arm: str, found: "Evaluation", base: "Evaluation | None") -> list[Finding]:
     """FVU, L0, CE-loss score and dead share of the first peer beside the best baseline and the other arm."""
     best = min(found.baselines, key=lambda each: each.fvu.value)
-    control = Finding.of(f"FVU, {best.name}", best.fvu) if base is None else Finding.of("FVU, alone", base.score.fvu)
-    items = [Finding.of(f"FVU, {arm}", found.score.fvu, control=control), Finding.of(f"L0, {arm}", found.score.l0)]
-    items.append(Finding.of(f"dead latents, {arm}", found.dead))
+    control = _finding(f"FVU, {best.name}", best.fvu) if base is None else _finding("FVU, alone", base.score.fvu)
+    items = [_finding(f"FVU, {arm}", found.score.fvu, control=control), _finding(f"L0, {arm}", found.score.l0)]
+    items.append(_finding(f"dead latents, {arm}", found.dead))
     if found.score.ce_score is not None:
         spliced = max(
             (each.ce_score for each in found.baselines if each.ce_score is not None), key=lambda each: each.value
         )
         items.append(
-            Finding.of(
+            _finding(
                 f"CE-loss score, {arm}",
                 found.score.ce_score,
-                control=Finding.of("CE-loss score, best baseline", spliced),
+                control=_finding("CE-loss score, best baseline", spliced),
             )
         )
     return items

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cutaway.charts import Chart, Heat, Series
 from cutaway.probes.learned_feedback_patterns.judge import JudgeGate
@@ -9,6 +10,8 @@ from cutaway.probes.learned_feedback_patterns.lexicon import Lexicon, overlap_of
 from cutaway.probes.learned_feedback_patterns.method import Ablation, FeedbackReport
 from cutaway.stats import Interval
 from cutaway.study import Finding
+
+_finding = partial(Finding.of, undefined="estimates do not vary")
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,30 @@ def findings(found: Outcome) -> tuple[Finding, ...]:
     """Every number with its control."""
     items: list[Finding] = []
     for each in found.reports:
-        base = Finding.of("base model", each.base.agreement)
-        items.append(Finding.of(f"tau of held-out words at {each.tuned.site}", each.tuned.agreement, control=base))
+        base = _finding("base model", each.base.agreement)
+        items.append(_finding(f"tau of held-out words at {each.tuned.site}", each.tuned.agreement, control=base))
         items.append(
-            Finding.of(
-                f"gain of tuning at {each.tuned.site}", each.gain, control=Finding.of("shuffled rewards", each.shuffled)
+            _finding(
+                f"gain of tuning at {each.tuned.site}", each.gain, control=_finding("shuffled rewards", each.shuffled)
             )
         )
-        items.append(Finding.of(f"tau from what tuning changed at {each.tuned.site}", each.difference.agreement))
+        items.append(_finding(f"tau from what tuning changed at {each.tuned.site}", each.difference.agreement))
         if each.random is not None:
-            items.append(Finding.of(f"tau of a model of random weights at {each.tuned.site}", each.random.agreement))
+            items.append(_finding(f"tau of a model of random weights at {each.tuned.site}", each.random.agreement))
     for site, agreement in found.codes.items():
-        items.append(Finding.of(f"tau of a probe on codes at {site}", agreement))
-    items.append(Finding.of("tau of the implicit reward", found.implicit))
+        items.append(_finding(f"tau of a probe on codes at {site}", agreement))
+    items.append(_finding("tau of the implicit reward", found.implicit))
     best, lexicon = found.best, found.lexicon
     for name, words, truth in (
         ("flipped words read with the new sign", lexicon.flipped, lexicon.reward),
         ("unseen flipped words read with the old sign", lexicon.unseen, lexicon.ordinary),
     ):
         if words:
-            base = Finding.of("base model", sign_accuracy(best.base.estimates, truth, words))
-            items.append(Finding.of(name, sign_accuracy(best.tuned.estimates, truth, words), control=base))
+            base = _finding("base model", sign_accuracy(best.base.estimates, truth, words))
+            items.append(_finding(name, sign_accuracy(best.tuned.estimates, truth, words), control=base))
     items += list_findings(found.misaligned, lexicon.flipped)
     for name, area in found.pairs.items():
-        items.append(Finding.of(f"AUROC of preferred texts, {name}", area))
+        items.append(_finding(f"AUROC of preferred texts, {name}", area))
     return (*items, *_ablation(found.ablation), *_judge(found.judge))
 
 
@@ -133,7 +136,7 @@ def _judge(found: JudgeGate | None) -> list[Finding]:
         return []
     verdict = "trusted" if found.trusted else "untrusted"
     people = None if found.people is None else Finding("people among themselves", found.people)
-    return [Finding.of(f"judge agreeing with people ({verdict}; chance 0.2)", found.agreement, control=people)]
+    return [_finding(f"judge agreeing with people ({verdict}; chance 0.2)", found.agreement, control=people)]
 
 
 def _series(name: str, values: Sequence[Interval], control: bool = False) -> Series:

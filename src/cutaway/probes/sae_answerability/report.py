@@ -1,6 +1,7 @@
 """The transfer table as findings, heats and a line to quote."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -9,12 +10,14 @@ from cutaway.probes.sae_answerability.method import Answerability, SiteReport
 from cutaway.probes.transfer import Cell
 from cutaway.study import Finding
 
+_finding = partial(Finding.of, undefined="one class, or too few rows")
+
 
 def findings(found: Answerability) -> tuple[Finding, ...]:
     """Every cell with the best shortcut beside it; selection, agreement, verdicts."""
     items: list[Finding] = []
     for (name, score), area in found.shortcuts.items():
-        items.append(Finding.of(f"AUROC of {score} alone on {name}", area))
+        items.append(_finding(f"AUROC of {score} alone on {name}", area))
     for site in found.sites:
         for cell in site.table.cells:
             items += _cell(cell, found)
@@ -61,7 +64,7 @@ def _cell(cell: Cell, found: Answerability) -> list[Finding]:
         return [Finding(f"AUROC of {name}", None, undefined=cell.mark)]
     areas = {score: area for (other, score), area in found.shortcuts.items() if other == cell.test}
     best = max(areas, key=lambda score: areas[score].value)
-    items = [Finding.of(f"AUROC of {name}", cell.area, control=Finding.of(f"{best} alone", areas[best]))]
+    items = [_finding(f"AUROC of {name}", cell.area, control=_finding(f"{best} alone", areas[best]))]
     if cell.accuracy is not None and cell.retuned is not None:
         moved = Finding("at the best threshold of the test set", cell.retuned, n=cell.n)
         items.append(Finding(f"accuracy of {name}", cell.accuracy, n=cell.n, control=moved))
@@ -81,7 +84,7 @@ def _selection(site: SiteReport, found: Answerability) -> list[Finding]:
     for name, tau in site.agreement.items():
         label = f"Kendall tau of latents at {at}, {found.sets[0]} and {name}"
         if math.isfinite(tau.value):
-            items.append(Finding.of(label, tau))
+            items.append(_finding(label, tau))
         else:
             items.append(Finding(label, None, undefined=f"{tau.n} latents are active in both; 10 are needed"))
     verdicts = list(site.verdicts.values())

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from cutaway.charts import Chart, Heat, Series
 from cutaway.probes.tpc.comparison import Comparison, Point
 from cutaway.stats import Interval
 from cutaway.study import Finding
+
+_finding = partial(Finding.of, undefined="test rows of one class")
 
 
 def findings(found: Comparison, shortcuts: Mapping[str, Interval], false_alarms: float) -> tuple[Finding, ...]:
@@ -15,14 +18,14 @@ def findings(found: Comparison, shortcuts: Mapping[str, Interval], false_alarms:
     orders = [point for point in found.points if point.kind == "order"]
     for n, point in enumerate(orders):
         control = found.control[n] if found.control else None
-        items.append(Finding.of(f"F1, {point.monitor}", point.f1, control=_shuffled(control)))
+        items.append(_finding(f"F1, {point.monitor}", point.f1, control=_shuffled(control)))
     for n, gain in enumerate(found.gains):
         control = found.control_gains[n] if found.control_gains else None
-        items.append(Finding.of(f"F1 gained by order {n + 2} over order 1", gain, control=_shuffled(control)))
-    items += [Finding.of(f"AUROC, {point.monitor}", point.auroc) for point in orders]
+        items.append(_finding(f"F1 gained by order {n + 2} over order 1", gain, control=_shuffled(control)))
+    items += [_finding(f"AUROC, {point.monitor}", point.auroc) for point in orders]
     for n, gain in enumerate(found.areas):
         control = found.control_areas[n] if found.control_areas else None
-        items.append(Finding.of(f"AUROC gained by order {n + 2} over order 1", gain, control=_shuffled(control)))
+        items.append(_finding(f"AUROC gained by order {n + 2} over order 1", gain, control=_shuffled(control)))
     for point in found.points:
         if point.kind != "cascade" or point.monitor == "cascade":
             items.append(_recall(point, found, false_alarms))
@@ -31,11 +34,11 @@ def findings(found: Comparison, shortcuts: Mapping[str, Interval], false_alarms:
                 items.append(Finding(name, point.recall_here, n=found.n))
     if found.share is not None:
         point = found.point("cascade")
-        items.append(Finding.of("F1, cascade", point.f1))
+        items.append(_finding("F1, cascade", point.f1))
         items.append(Finding("multiplies of the cascade, share of full order", found.share, n=found.n))
     for n, (joint, strict) in enumerate(zip(found.joint, found.runs[0] if found.runs else (), strict=False), 1):
         items.append(_number(f"F1 lost by joint training, order {n}", strict - joint, found.n))
-    items += [Finding.of(f"AUROC, {name}", interval) for name, interval in shortcuts.items()]
+    items += [_finding(f"AUROC, {name}", interval) for name, interval in shortcuts.items()]
     return tuple(items)
 
 
@@ -93,7 +96,7 @@ def _series(name: str, values: "list[Interval | None] | list[Interval]", control
 
 
 def _shuffled(control: Interval | None) -> Finding | None:
-    return None if control is None else Finding.of("shuffled labels", control)
+    return None if control is None else _finding("shuffled labels", control)
 
 
 def _recall(point: Point, found: Comparison, rate: float) -> Finding:
@@ -101,7 +104,7 @@ def _recall(point: Point, found: Comparison, rate: float) -> Finding:
     name = f"recall at the threshold for {100 * rate:g}% validation false alarms, {point.monitor}"
     if point.recall is None or point.alarms is None:
         return Finding(name, None, undefined=found.why_no_recall or "no threshold")
-    return Finding.of(name, point.recall, control=Finding.of("false alarms on test rows", point.alarms))
+    return _finding(name, point.recall, control=_finding("false alarms on test rows", point.alarms))
 
 
 def _number(name: str, value: float, n: int) -> Finding:

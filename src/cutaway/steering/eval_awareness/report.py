@@ -1,11 +1,14 @@
 """What a run found, as findings, charts and a line to quote."""
 
 import math
+from functools import partial
 
 from cutaway.charts import Chart, Series
 from cutaway.steering.eval_awareness.method import Measured, Recovery
 from cutaway.steering.eval_awareness.organism import Round
 from cutaway.study import Finding
+
+_finding = partial(Finding.of, undefined="no task has a function in all conditions")
 
 
 def findings(
@@ -30,16 +33,16 @@ def _recovery(found: Recovery) -> list[Finding]:
     if math.isfinite(best):
         control = Finding("recovery, best of the random vectors", best, n=len(found.controls))
     items = [
-        Finding.of("gap, evaluation less deployment", found.gap),
-        Finding.of("cue override, cue less deployment", found.override),
+        _finding("gap, evaluation less deployment", found.gap),
+        _finding("cue override, cue less deployment", found.override),
     ]
     if found.override.low > 0 and math.isfinite(found.recovery.value):
-        items.append(Finding.of("recovery", found.recovery, control=control))
+        items.append(_finding("recovery", found.recovery, control=control))
     else:
         why = f"the cue's override has the interval [{found.override.low:.2f}, {found.override.high:.2f}]"
         items.append(Finding("recovery", None, undefined=f"{why}: there is nothing clear to recover from"))
-    items.append(Finding.of("distance to deployment, steered with the cue", found.distance))
-    items.append(Finding.of("tasks done, steered less not", found.accuracy))
+    items.append(_finding("distance to deployment, steered with the cue", found.distance))
+    items.append(_finding("tasks done, steered less not", found.accuracy))
     return items
 
 

@@ -1,12 +1,15 @@
 """What a run found, as findings, charts and a line to quote."""
 
 import math
+from functools import partial
 
 from cutaway.charts import Chart, Heat, Series
 from cutaway.stats import Interval
 from cutaway.steering.effects import Effect
 from cutaway.steering.k_steering.method import Comparison, Interference, Outcome, Strength
 from cutaway.study import Finding
+
+_finding = partial(Finding.of, undefined="no prompts were measured")
 
 Point = tuple[float, float, float]
 """Strength, relative change of words, relative change of perplexity."""
@@ -20,7 +23,7 @@ def findings(
     measure: str,
 ) -> tuple[Finding, ...]:
     """Accuracies, strengths, each arm's effect on ``measure`` with its price, and steering to pairs."""
-    items = [Finding.of(f"accuracy, {name}", interval) for name, interval in accuracies.items()]
+    items = [_finding(f"accuracy, {name}", interval) for name, interval in accuracies.items()]
     for name, found in strengths.items():
         if found.value is None:
             why = f"the weakest strength tried raises perplexity by {100 * found.tried[0][1]:.0f}%"
@@ -32,7 +35,7 @@ def findings(
     if crossed is not None:
         rise = sum(pair.both_rise and pair.p < 0.05 for pair in crossed.pairs)
         items.append(Finding("pairs of targets that both rise", float(rise), n=len(crossed.pairs), unit="pairs"))
-        items += [Finding.of(f"both rank highest, {' + '.join(pair.targets)}", pair.success) for pair in crossed.pairs]
+        items += [_finding(f"both rank highest, {' + '.join(pair.targets)}", pair.success) for pair in crossed.pairs]
     return tuple(items)
 
 
@@ -112,8 +115,8 @@ def _pair_heat(crossed: Interference) -> Heat:
 def _arm(outcome: Outcome, measure: str) -> list[Finding]:
     name = outcome.arm
     items = [
-        Finding.of(f"words, {name}, relative change", outcome.words),
-        Finding.of(f"perplexity, {name}, relative change", outcome.perplexity),
+        _finding(f"words, {name}, relative change", outcome.words),
+        _finding(f"perplexity, {name}, relative change", outcome.perplexity),
         _of_effect(f"repetition, {name}, change", outcome.effects["repetition"]),
     ]
     if measure != "words":
@@ -121,7 +124,7 @@ def _arm(outcome: Outcome, measure: str) -> list[Finding]:
     items.append(_of_effect(f"words, {name}, change", outcome.effects["words"]))
     over = outcome.effects[measure].over_controls
     if over is not None:
-        items.append(Finding.of(f"{measure}, {name}, less random directions of equal push", over))
+        items.append(_finding(f"{measure}, {name}, less random directions of equal push", over))
     return items
 
 
@@ -132,7 +135,7 @@ def _of_effect(name: str, found: Effect) -> Finding:
         ends = min(found.controls), max(found.controls)
         # The ends are those of the controls themselves, not of an interval for their mean.
         control = Finding("random directions: mean and range", mean, *ends, n=len(found.controls))
-    return Finding.of(name, found.change, control=control)
+    return _finding(name, found.change, control=control)
 
 
 def _percent(interval: Interval) -> str:
