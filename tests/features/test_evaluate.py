@@ -61,16 +61,17 @@ def run(model: Model, dictionary: SparseDictionary, **options: Any) -> Evaluatio
     return evaluate(model, dictionary, CORPUS, length=32, batch=3, **options)
 
 
-def test_every_number_equals_a_plain_loop(model: Model) -> None:
+@pytest.mark.parametrize("site", [SITE, "resid_pre.1", "resid_pre.0", "mlp_out.0", "attn_out.1", "embed"])
+def test_every_number_equals_a_plain_loop(model: Model, site: str) -> None:
     dictionary = some()
-    found = run(model, dictionary)
+    found = run(model, dictionary, site=site)
     ys, hats, clean, zero, spliced, l0 = [], [], [], [], [], []
     for window in contexts(model, CORPUS, 32):
         if window.document % 2 == 0:
             continue
         ids = [list(window.ids)]
         batch = model.batch(ids)
-        y = model.capture(batch, SITE)[SITE].detach()
+        y = model.capture(batch, site)[site].detach()
         hat = dictionary(y[0])
         codes = dictionary.encode(y[0]).dense()
         ys.append(y[0]), hats.append(hat), l0.extend((codes != 0).sum(-1).tolist())
@@ -78,7 +79,7 @@ def test_every_number_equals_a_plain_loop(model: Model) -> None:
             if store is clean:
                 logits = model.logits(batch)
             else:
-                with model.edited(Replace(SITE, value)):
+                with model.edited(Replace(site, value)):
                     logits = model.logits(batch)
             loss = torch.nn.functional.cross_entropy(logits[0, :-1], batch.ids[0, 1:], reduction="none")
             store.extend(loss.tolist())
@@ -93,6 +94,18 @@ def test_every_number_equals_a_plain_loop(model: Model) -> None:
     assert found.documents == 4
     silent = (dictionary.encode(y).dense() != 0).sum(0) == 0
     assert found.dead.value == pytest.approx(float(silent.float().mean()))
+
+
+def test_dictionaries_beside_one_are_scored_as_alone(model: Model) -> None:
+    found = run(model, some(), beside={"other": some(5)})
+    alone = run(model, some(5))
+    (other,) = found.beside
+    assert other.name == "other"
+    assert (other.fvu, other.l0, other.ce_score) == (alone.score.fvu, alone.score.l0, alone.score.ce_score)
+    assert found.score == run(model, some()).score
+    assert list(found.to_frame()["name"])[:3] == ["dictionary", "other", "PCA"]
+    with pytest.raises(UsageError, match="reads 8"):
+        run(model, some(), beside={"narrow": SparseDictionary(8, 16, "relu")})
 
 
 def test_a_perfect_and_an_empty_dictionary(model: Model) -> None:

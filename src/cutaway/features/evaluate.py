@@ -12,8 +12,8 @@ is measured on the odd ones, and intervals take whole documents as their units.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from cutaway.errors import UsageError
 from cutaway.features.corpus import Corpus
 from cutaway.features.dictionary import Codes, Dictionary
 from cutaway.features.harvest import Context, Rows, activations, contexts, groups, site_names
-from cutaway.model import Batch, Model, Replace
+from cutaway.model import Activations, Batch, Model, Replace, parse
 from cutaway.stats import Interval, wilson
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Evaluation:
 
     site: str
     score: Score
+    beside: tuple[Score, ...]
+    """Other dictionaries on the same tokens."""
     baselines: tuple[Score, ...]
     dead: Interval
     """Share of latents; Wilson's interval over latents."""
@@ -95,11 +97,11 @@ class Evaluation:
         Path(path).write_text(json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for the dictionary and each baseline."""
+        """Return one row for each dictionary and baseline."""
         import pandas as pd
 
         rows = []
-        for each in (self.score, *self.baselines):
+        for each in (self.score, *self.beside, *self.baselines):
             row: dict[str, Any] = {"name": each.name}
             for name in ("fvu", "l0", "ce_score"):
                 interval = getattr(each, name)
@@ -122,25 +124,27 @@ def evaluate(
     length: int = 128,
     batch: int = 8,
     spliced: bool = True,
+    beside: Mapping[str, Dictionary] | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Measure ``dictionary`` on at least ``tokens`` tokens, its baselines fitted on ``fit`` others.
 
-    ``site`` and ``target`` default to the dictionary's own. UsageError where they are unknown, where the width is
-    another, or where the corpus has too few documents to keep fitting and measuring apart.
+    ``site`` and ``target`` default to the dictionary's own; dictionaries ``beside`` it, by name, are of the same place
+    and are scored in the same passes. UsageError where the sites are unknown, where a width is another, or where the
+    corpus has too few documents to keep fitting and measuring apart.
     """
     read, written = _sites(model, dictionary, site, target)
     windows = list(contexts(model, corpus, length))
     fitting = _rows(model, [w for w in windows if w.document % 2 == 0], (read, written), fit, batch)
     if not any(window.document % 2 for window in windows) or not len(fitting[2]):
         raise UsageError(f"{corpus!r}: needs two documents or more, to fit baselines on some and measure on others")
-    width = fitting[0].shape[1]
-    if width != dictionary.d_in:
-        raise UsageError(f"{read} has rows of {width} dimensions; this dictionary reads {dictionary.d_in}")
-    ways: dict[str, Rebuild] = {"dictionary": _by_dictionary(dictionary)}
+    every, width = {"dictionary": dictionary, **(beside or {})}, fitting[0].shape[1]
+    if (bad := next((each for each in every.values() if each.d_in != width), None)) is not None:
+        raise UsageError(f"{read} has rows of {width} dimensions; this dictionary reads {bad.d_in}")
+    ways: dict[str, Rebuild] = {name: _by_dictionary(each) for name, each in every.items()}
     budget = max(1, round(float(ways["dictionary"](*fitting)[1].mean())))
     ways |= _baselines(fitting, budget, dictionary.n_latents, seed)
-    tally = _Tally(model, dictionary, ways)
+    tally = _Tally(model, dictionary, ways, len(every))
     for group in groups(window for window in windows if window.document % 2):
         for start in range(0, len(group), batch):
             tally.add(group[start : start + batch], read, written, spliced)
@@ -260,8 +264,8 @@ def _baselines(fitting: tuple[Tensor, Tensor, Tensor], budget: int, n_latents: i
 class _Tally:
     """Sums by document, of every way to rebuild."""
 
-    def __init__(self, model: Model, dictionary: Dictionary, ways: dict[str, Rebuild]) -> None:
-        self.model, self.dictionary, self.ways = model, dictionary, ways
+    def __init__(self, model: Model, dictionary: Dictionary, ways: dict[str, Rebuild], dictionaries: int) -> None:
+        self.model, self.dictionary, self.ways, self.dictionaries = model, dictionary, ways, dictionaries
         self.tokens = 0
         self._rows: list[dict[str, Any]] = []
         """One a batch: documents, rows' errors, L0, squares and classes."""
@@ -272,7 +276,8 @@ class _Tally:
 
     def add(self, windows: Sequence[Context], read: str, written: str, spliced: bool) -> None:
         batch = self.model.batch([window.ids for window in windows])
-        found = self.model.capture(batch, list(dict.fromkeys([read, written])))
+        start = _start(self.model, written)
+        found = self.model.capture(batch, list(dict.fromkeys([read, written, *start])))
         x, y = (found.flat(site).flatten(1).float() for site in (read, written))
         ids = batch.ids[found.mask]
         context = found.mask.nonzero()[:, 0].tolist()
@@ -291,7 +296,8 @@ class _Tally:
         self._count(x, kinds)
         self.tokens += len(y)
         if spliced:
-            self._losses(windows, batch, written, found[written], found.mask, [out for out, _ in rebuilt.values()])
+            with _from(self.model, start, found):
+                self._losses(windows, batch, written, found[written], found.mask, [out for out, _ in rebuilt.values()])
 
     def result(self, site: str) -> Evaluation:
         documents, kinds, y, errors, l0 = (
@@ -312,7 +318,8 @@ class _Tally:
         return Evaluation(
             site=site,
             score=scores[0],
-            baselines=scores[1:],
+            beside=scores[1 : self.dictionaries],
+            baselines=scores[self.dictionaries :],
             dead=wilson(int((fired == 0).sum()), self.dictionary.n_latents),
             classes=tuple(
                 self._density(kind, kinds == kind, documents, errors, l0, spread) for kind in sorted(set(kinds))
@@ -382,6 +389,24 @@ class _Tally:
             float(errors[inside, 0].sum() / spread[inside].sum()),
             (int((share == 0).sum()), *map(int, counts)),
         )
+
+
+def _start(model: Model, written: str) -> dict[str, int]:
+    """Return what enters the first block that a change at ``written`` reaches, with its layer; empty for all blocks."""
+    (site,) = parse(written, model.layout)
+    if site.layer is None:
+        return {}
+    layer = max(0, site.layer - (site.kind == "resid_pre"))
+    return {f"resid_pre.{layer}": layer}
+
+
+@contextmanager
+def _from(model: Model, start: Mapping[str, int], found: Activations) -> Iterator[None]:
+    """Run what is inside from the block of ``start`` on: the ones below are the same for every reconstruction."""
+    with ExitStack() as stack:
+        for site, layer in start.items():
+            stack.enter_context(model.started(layer, found[site]))
+        yield
 
 
 def _run(model: Model, batch: Batch, site: str, y: Tensor, mask: Tensor, rows: Float[Tensor, "row d"]) -> Tensor:

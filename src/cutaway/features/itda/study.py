@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cutaway.features.corpus import Corpus
-    from cutaway.features.evaluate import Evaluation, Score
+    from cutaway.features.dictionary import Dictionary
+    from cutaway.features.evaluate import Score
     from cutaway.features.itda.method import Built
     from cutaway.features.itda.similarity import Matching
     from cutaway.model import Model
     from cutaway.stats import Interval
+
+
+RIVAL = "TopK trained for as long"
 
 
 class ItdaConfig(StudyConfig):
@@ -61,6 +65,7 @@ class Itda(Study[ItdaConfig]):
     def run(self, config: ItdaConfig, lab: Lab) -> Findings:
         """Build on three quarters of the documents, evaluate on the rest, compare; match layers where asked to."""
         from cutaway.features.corpus import open_corpus
+        from cutaway.features.evaluate import evaluate
         from cutaway.features.itda.method import build
 
         model, corpus = lab.model(config.model, config.dtype), open_corpus(config.corpus)
@@ -86,11 +91,18 @@ class Itda(Study[ItdaConfig]):
         artifacts = {"atoms.jsonl": _names(built)}
         complete = built.complete
         if config.measure and complete:
-            ours = _measured(config, model, built.dictionary, left)
-            items += _scores("ITDA", ours.score, ours.baselines)
-            artifacts["evaluation.json"] = (json.dumps(ours.to_dict()) + "\n").encode()
+            rival: dict[str, Dictionary] = {}
             if config.trained:
-                items += _rival(config, model, kept, left, built, seconds)
+                try:
+                    rival[RIVAL] = _rival(config, model, kept, built, seconds)
+                except UsageError as error:
+                    items.append(Finding(f"FVU, {RIVAL}", None, undefined=str(error)))
+            n = config.measure
+            scored = evaluate(model, built.dictionary, left, tokens=n, fit=n, length=config.length, beside=rival)
+            items += _scores("ITDA", scored.score, scored.baselines)
+            for each in scored.beside:
+                items += _scores(each.name, each, ())
+            artifacts["evaluation.json"] = (json.dumps(scored.to_dict()) + "\n").encode()
         if config.seeds and complete:
             matchings = layer_matching(
                 config.seeds, lambda done, total, note: lab.progress(Progress(done, total, note))
@@ -228,18 +240,8 @@ def layer_matching(
     return (*match_dictionaries(dictionaries), *match_activations(values))
 
 
-def _measured(config: ItdaConfig, model: "Model", dictionary: object, corpus: "Corpus") -> "Evaluation":
-    from cutaway.features.dictionary import Dictionary
-    from cutaway.features.evaluate import evaluate
-
-    assert isinstance(dictionary, Dictionary)
-    return evaluate(model, dictionary, corpus, tokens=config.measure, fit=config.measure, length=config.length)
-
-
-def _rival(
-    config: ItdaConfig, model: "Model", kept: "Corpus", left: "Corpus", built: "Built", seconds: float
-) -> list[Finding]:
-    """A TopK dictionary of the same size, trained for as long, on the same text."""
+def _rival(config: ItdaConfig, model: "Model", kept: "Corpus", built: "Built", seconds: float) -> "Dictionary":
+    """A TopK dictionary of the same size, trained for as long, on the same text; UsageError where that is no step."""
     from cutaway.features.harvest import mixed, provenance_of, stream
     from cutaway.features.train import TrainConfig, train
 
@@ -247,12 +249,8 @@ def _rival(
     settings = TrainConfig(n_latents=n, k=min(config.k, n), batch=1024, warm_up=20)
     deadline = time.monotonic() + seconds
     source = stream(model, kept, config.site, length=config.length)
-    try:
-        rows = _until((part[config.site].float() for part in mixed(source, 8192)), deadline)
-        trained = train(rows, settings, provenance=provenance_of(model, kept, config.site))
-    except UsageError as error:
-        return [Finding("FVU, TopK trained for as long", None, undefined=str(error))]
-    return _scores("TopK trained for as long", _measured(config, model, trained.dictionary, left).score, ())
+    rows = _until((part[config.site].float() for part in mixed(source, 8192)), deadline)
+    return train(rows, settings, provenance=provenance_of(model, kept, config.site)).dictionary
 
 
 def _until(rows: "Iterable[Tensor]", deadline: float) -> "Iterator[Tensor]":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cutaway.features.corpus import Corpus
-    from cutaway.features.evaluate import Evaluation
+    from cutaway.features.evaluate import Evaluation, Score
     from cutaway.features.mfr_sae.experiment import Comparison
     from cutaway.features.mfr_sae.method import MfrConfig, Peers
     from cutaway.model import Model
@@ -247,19 +247,20 @@ def _activation_findings(
     from cutaway.features.evaluate import evaluate
     from cutaway.features.harvest import stream
     from cutaway.features.mfr_sae.similarity import consensus, effective_rank, functional, reproducibility
-    from cutaway.stats import mean_interval, paired_difference
+    from cutaway.stats import mean_interval, paired_difference, wilson
 
     held = torch.cat([part.values[config.site] for part in stream(model, left, config.site, tokens=config.measure)])
     errors = {arm: [_error(each, held) for each in peers.dictionaries] for arm, peers in arms.items()}
     relative = [(a - b) / a for a, b in zip(errors["alone"], errors["mfr"], strict=True)]
     gain = paired_difference(relative, [0.0] * len(relative))
     items = [_finding("error saved by the penalty, relative", gain)]
-    found = {
-        arm: evaluate(model, each.dictionaries[0], left, tokens=config.measure, fit=config.measure)
-        for arm, each in arms.items()
-    }
+    alone, mfr = (each.dictionaries[0] for each in arms.values())
+    found = evaluate(model, alone, left, tokens=config.measure, fit=config.measure, beside={"mfr": mfr})
+    first = dict(zip(arms, (found.score, *found.beside), strict=True))
     for arm, peers in arms.items():
-        items += _scored(arm, found[arm], found["alone"] if arm == "mfr" else None)
+        items += _scored(arm, first[arm], found, base=found.score if arm == "mfr" else None)
+        fired = (peers.dictionaries[0].encode(held).dense() != 0).any(0)
+        items.append(_finding(f"dead latents, {arm}", wilson(int((~fired).sum()), len(fired))))
         scores = reproducibility(peers.dictionaries)
         items.append(
             _finding(
@@ -280,23 +281,17 @@ def _activation_findings(
     return items
 
 
-def _scored(arm: str, found: "Evaluation", base: "Evaluation | None") -> list[Finding]:
-    """FVU, L0, CE-loss score and dead share of the first peer beside the best baseline and the other arm."""
+def _scored(arm: str, score: "Score", found: "Evaluation", base: "Score | None") -> list[Finding]:
+    """FVU, L0 and CE-loss score of the first peer beside the best baseline, and the FVU of the other arm."""
     best = min(found.baselines, key=lambda each: each.fvu.value)
-    control = _finding(f"FVU, {best.name}", best.fvu) if base is None else _finding("FVU, alone", base.score.fvu)
-    items = [_finding(f"FVU, {arm}", found.score.fvu, control=control), _finding(f"L0, {arm}", found.score.l0)]
-    items.append(_finding(f"dead latents, {arm}", found.dead))
-    if found.score.ce_score is not None:
+    control = _finding(f"FVU, {best.name}", best.fvu) if base is None else _finding("FVU, alone", base.fvu)
+    items = [_finding(f"FVU, {arm}", score.fvu, control=control), _finding(f"L0, {arm}", score.l0)]
+    if score.ce_score is not None:
         spliced = max(
             (each.ce_score for each in found.baselines if each.ce_score is not None), key=lambda each: each.value
         )
-        items.append(
-            _finding(
-                f"CE-loss score, {arm}",
-                found.score.ce_score,
-                control=_finding("CE-loss score, best baseline", spliced),
-            )
-        )
+        beside = _finding("CE-loss score, best baseline", spliced)
+        items.append(_finding(f"CE-loss score, {arm}", score.ce_score, control=beside))
     return items
 
 
