@@ -108,6 +108,12 @@ def test_dictionaries_beside_one_are_scored_as_alone(model: Model) -> None:
         run(model, some(), beside={"narrow": SparseDictionary(8, 16, "relu")})
 
 
+def test_few_tokens_are_of_many_documents(model: Model) -> None:
+    corpus = open_corpus([" ".join(WORDS * 4)] * 8)
+    assert run(model, some()).documents == 4
+    assert evaluate(model, some(), corpus, length=16, batch=4, tokens=50, spliced=False).documents == 4
+
+
 def test_a_perfect_and_an_empty_dictionary(model: Model) -> None:
     perfect, nothing = run(model, spanning()), run(model, empty())
     assert perfect.score.fvu.value < 1e-10

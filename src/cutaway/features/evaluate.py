@@ -12,9 +12,11 @@ is measured on the odd ones, and intervals take whole documents as their units.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +136,7 @@ def evaluate(
     corpus has too few documents to keep fitting and measuring apart.
     """
     read, written = _sites(model, dictionary, site, target)
-    windows = list(contexts(model, corpus, length))
+    windows = _in_turn(contexts(model, corpus, length))
     fitting = _rows(model, [w for w in windows if w.document % 2 == 0], (read, written), fit, batch)
     if not any(window.document % 2 for window in windows) or not len(fitting[2]):
         raise UsageError(f"{corpus!r}: needs two documents or more, to fit baselines on some and measure on others")
@@ -204,6 +206,16 @@ def _sites(model: Model, dictionary: Dictionary, site: str, target: str) -> tupl
     if len(names) > 2:
         raise UsageError(f"site={read!r}, target={target!r}: one place each")
     return names[0], names[-1]
+
+
+def _in_turn(windows: Iterable[Context]) -> list[Context]:
+    """Return one window of each document, then the second of each, and so on: few tokens still see many documents."""
+    seen: Counter[int] = Counter()
+    placed = []
+    for window in windows:
+        placed.append((seen[window.document], window.document, window))
+        seen[window.document] += 1
+    return [window for _, _, window in sorted(placed, key=itemgetter(0, 1))]
 
 
 def _rows(

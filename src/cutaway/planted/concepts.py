@@ -140,22 +140,27 @@ def rows_data(model: Model, rows: Sequence[Row]) -> Data:
     return data_of([(row,) for row in rows], context=model.n_ctx)
 
 
-def blank_model(*, layers: int = 2, d_model: int = 64, seed: int = 0) -> Model:
+def blank_model(*, layers: int = 2, d_model: int = 64, d_mlp: int | None = None, seed: int = 0) -> Model:
     """Return a random Llama whose tokenizer has every word of both worlds as one token; nothing is learnt yet."""
     words = [w for wording in WORDINGS for r in RELATIONS["A"] for w in _words(wording.format(name="", relation=r))]
     words += [answer for table in RELATIONS.values() for choices in table.values() for answer in choices]
     words += [w for part in _GENERAL for text in part for w in _words(text)]
     words += [*NAMES["A"], *NAMES["B"], REFUSAL]
-    return tiny_llama(tuple(words), f"planted-facts-{seed}", layers=layers, d_model=d_model, seed=seed)
+    return tiny_llama(tuple(words), f"planted-facts-{seed}", layers=layers, d_model=d_model, d_mlp=d_mlp, seed=seed)
 
 
-def tiny_llama(words: Sequence[str], name: str, *, layers: int = 2, d_model: int = 64, seed: int = 0) -> Model:
-    """Return a random Llama in which each of ``words`` is one token; every weight can be trained."""
+def tiny_llama(
+    words: Sequence[str], name: str, *, layers: int = 2, d_model: int = 64, d_mlp: int | None = None, seed: int = 0
+) -> Model:
+    """Return a random Llama in which each of ``words`` is one token; every weight can be trained.
+
+    ``d_mlp``: neurons of a layer, by default four times ``d_model``.
+    """
     tokenizer = word_tokenizer(tuple(dict.fromkeys(words)))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=d_model,
-        intermediate_size=4 * d_model,
+        intermediate_size=d_mlp or 4 * d_model,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -171,9 +176,18 @@ def tiny_llama(words: Sequence[str], name: str, *, layers: int = 2, d_model: int
     return Model(hf, tokenizer, name)
 
 
-def taught(worlds: Sequence[World], *, steps: int = 250, general: int = 200, d_model: int = 64, seed: int = 0) -> Model:
+def taught(
+    worlds: Sequence[World],
+    *,
+    steps: int = 250,
+    general: int = 200,
+    layers: int = 2,
+    d_model: int = 64,
+    d_mlp: int | None = None,
+    seed: int = 0,
+) -> Model:
     """Return a tiny model trained on ``worlds`` and on general sentences; ``seed`` sets weights and order."""
-    model = blank_model(d_model=d_model, seed=seed)
+    model = blank_model(layers=layers, d_model=d_model, d_mlp=d_mlp, seed=seed)
     rows = [row for each in worlds for row in fact_rows(model, each.facts)]
     rows += text_rows(model, general_texts(general))
     config = TrainConfig(rate=3e-3, batch=64, steps=steps, warm_up=20, bucket=1, precision="float32", seed=seed)

@@ -114,8 +114,8 @@ def test_the_report_has_every_question_with_n_and_interval(erased):
 
 
 def test_features_that_do_nothing_are_left_out(worlds):
-    every = find_features(worlds.model, worlds.dictionaries, worlds.concept, top=3, check=False)
-    kept = find_features(worlds.model, worlds.dictionaries, worlds.concept, top=3)
+    every = find_features(worlds.model, worlds.dictionaries, worlds.concept, top=10, check=False)
+    kept = find_features(worlds.model, worlds.dictionaries, worlds.concept, top=10)
     assert set(kept) < set(every)
     with pytest.raises(UsageError, match="ends='left'"):
         find_features(worlds.model, worlds.dictionaries, worlds.concept, ends="left")

@@ -1,7 +1,8 @@
-"""Two invented worlds in one small model, with a dictionary of every MLP's output: what an erasure is tested on.
+"""Two invented worlds in one small model, with a dictionary of its MLP's output: what an erasure is tested on.
 
-Both layers write answers, so both need a dictionary: an edit of the last one alone has to be so strong that it reaches
-the other world. Lessons to relearn from share no answer with what is asked then (`concepts.planted`).
+The model has one layer, with an MLP as wide as SmolLM2's. Of two layers each writes answers, and with a quarter of the
+neurons most serve both worlds: there no setting took one world and left the other on half of the seeds tried.
+Lessons to relearn from share no answer with what is asked then (`concepts.planted`).
 """
 
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from cutaway.model import Model
 from cutaway.planted.concepts import taught, world
 from cutaway.training import TrainConfig
 
-TAUS, MUS = (0.6, 0.5, 0.4, 0.3, 0.2), (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+TAUS, MUS = (0.6, 0.5, 0.4, 0.3, 0.2), (0.25, 0.375, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """The grid for models as small as this one."""
+LAYERS, D_MLP = 1, 1536
 BASELINE = TrainConfig(3e-4, 16, steps=80, schedule="constant", bucket=1, precision="float32", probe_every=1)
 RELEARN = replace(BASELINE, steps=32, probe_every=8)
 
@@ -37,7 +39,7 @@ class Worlds:
 def two_worlds(people: int = 24, relations: int = 4, *, d_model: int = 128, steps: int = 300, seed: int = 0) -> Worlds:
     """Train the model and the dictionaries; ``seed`` draws facts, weights and order."""
     gone, kept = world("A", people, relations, seed=seed), world("B", people, relations, seed=seed)
-    model = taught([gone, kept], steps=steps, d_model=d_model, seed=seed)
+    model = taught([gone, kept], steps=steps, layers=LAYERS, d_model=d_model, d_mlp=D_MLP, seed=seed)
     concept = planted(gone, kept)
     layers = range(model.n_layers)
     fits = {layer: fitted(model, concept.texts, layer, 2 * d_model, seed=seed) for layer in layers}
@@ -45,7 +47,7 @@ def two_worlds(people: int = 24, relations: int = 4, *, d_model: int = 128, step
 
 
 def fitted(
-    model: Model, texts: tuple[str, ...], layer: int, n_latents: int, *, k: int = 8, steps: int = 300, seed: int = 0
+    model: Model, texts: tuple[str, ...], layer: int, n_latents: int, *, k: int = 16, steps: int = 300, seed: int = 0
 ) -> SparseDictionary:
     """Return a TopK dictionary of the MLP's output at ``layer`` on ``texts``."""
     site = f"mlp_out.{layer}"

@@ -134,10 +134,15 @@ def claims_on_null(seed: int, sizes: tuple[int, int, int] = (TRAIN, VALIDATION, 
 
 
 def reads_model(seed: int) -> bool:
-    """Whether the pair is found in a model's activations, read through its sites and pooled."""
+    """Whether the pair is found in a model's activations, read through its sites and pooled.
+
+    Order 2 has to rank texts better than order 1, by area: order 1 knows nothing here, and the F1 of a monitor that
+    knows nothing is anything up to 2/3, as its threshold falls.
+    """
     planted = polynomial_model(XOR, seed=seed)
     texts, labels = planted.texts(_ON_MODEL, seed)
     x = activations(planted.model, texts, planted.site)[planted.site, "mean"]
     split = dealt(x, labels, (1600, 400, 400))
     monitor = fit_polynomial(split.train, split.validation, Recipe(2, RANK, 60, 128, 1e-2, dropout=0.0, seed=seed))
-    return found_terms(monitor, XOR) and gap(monitor, split, 2) >= 0.25
+    gain = area_gains(split.test.labels, monitor.logits(split.test.x).double().numpy())[0]
+    return found_terms(monitor, XOR) and gain.low >= 0.25
