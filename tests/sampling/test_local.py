@@ -1,6 +1,7 @@
 """The local engine against Hugging Face's own generation and plain forward passes, over families of models."""
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Add, AttentionMask, Edit, Mask, Model, Scale
 from cutaway.planted import reasoner
 from cutaway.sampling import LocalEngine, Request, Rollout, Settings
+from cutaway.sampling.batch import RowBatch
 from cutaway.sampling.local import LONGEST_REST, _by_trunk
 from cutaway.sampling.transform import token_probability
 
@@ -144,6 +146,35 @@ def test_the_same_seed_gives_the_same_row_in_any_batch(family):
             assert {s: row.ids for s, row in rows.items()} == {s: row.ids for s, row in expected[i].items()}
     alone = rows_of(LocalEngine(model), [replace(base[1], seeds=(4,))])
     assert alone[0][4].ids == expected[1][4].ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_lanes_change_no_row_and_no_cost(family):
+    model = build(family)
+    requests = [Request(p, tuple(range(8)), WARM) for p in (TEXT, TEXT[:6], OTHER, (*TEXT[:11], 9, 8), TEXT[:3])]
+    one, three = LocalEngine(model, 7), LocalEngine(model, 3, lanes=3)
+    expected, found = rows_of(one, requests), rows_of(three, requests)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert {seed: row.ids for seed, row in mine.items()} == {seed: row.ids for seed, row in theirs.items()}
+    assert three.cost == one.cost
+    config = model.hf.config.get_text_config()
+    assert config._attn_implementation == "sdpa"
+
+
+def test_lanes_of_their_own_threads_leave_the_callers_alone(llama):
+    before, seen = torch.get_num_threads(), set()
+    hook = llama.layout.blocks[0].register_forward_hook(lambda *_: seen.add(threading.get_ident()))
+    requests = [Request(TEXT, tuple(range(24)), WARM)]
+    rows_of(LocalEngine(llama, 8, lanes=3), requests)
+    assert seen == {threading.get_ident()}  # a hook keeps notes of its forward: such a model decodes in one lane
+    hook.remove()
+    names = set()
+    read = RowBatch.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowBatch, "step", lambda batch: (names.add(threading.get_ident()), read(batch))[1])
+        rows_of(LocalEngine(llama, 8, lanes=3), requests)
+    assert len(names) > 1
+    assert torch.get_num_threads() == before
 
 
 def test_one_long_text_is_prefilled_once(llama):
@@ -306,6 +337,8 @@ def test_refused_requests(llama, request_, match):
 def test_refused_arguments(llama):
     with pytest.raises(UsageError, match="batch_size=0"):
         LocalEngine(llama, 0)
+    with pytest.raises(UsageError, match="lanes=0"):
+        LocalEngine(llama, lanes=0)
     with pytest.raises(UsageError, match="token id 61 lies outside"):
         LocalEngine(llama).token_probs(TEXT, (4, VOCAB), WARM)
     with pytest.raises(UsageError, match="empty"):

@@ -5,7 +5,8 @@ prefixes. Each row draws from its own generator, so its tokens do not depend on 
 rounding of the processor's matrix products, which differs between batch sizes by about 1e-6 in fp32).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,27 +90,40 @@ class RowBatch:
         """Say which rows will be seated, in their order, before the first of them is."""
         self._rests.expect([(row.prefix_length, row.rest) for row in rows if row.rest])
 
-    @torch.inference_mode()
     def advance(self, fresh: Sequence[Row] = ()) -> list[Row]:
         """One more token for every row; seat ``fresh`` with their first token; return the rows that are done."""
-        if self.rows:
-            hidden = self._step()
-            going = [i for i, row in enumerate(self.rows) if row.finish is None]
-            if going:  # rows that are only read need no logits
-                mine = hidden if len(going) == len(self.rows) else hidden[going]
-                self._append([self.rows[i] for i in going], logits_of(self._hf, mine))
+        with over_trunk(self.model):
+            self.step()
+        self.seat(fresh)
+        return self.leave()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One more token for every row; call it inside `over_trunk`."""
+        if not self.rows:
+            return
+        hidden = self._step()
+        going = [i for i, row in enumerate(self.rows) if row.finish is None]
+        if going:  # rows that are only read need no logits
+            mine = hidden if len(going) == len(self.rows) else hidden[going]
+            self._append([self.rows[i] for i in going], logits_of(self._hf, mine))
+
+    @torch.inference_mode()
+    def seat(self, fresh: Sequence[Row]) -> None:
+        """Let ``fresh`` join with their first token."""
         if fresh:
             seated = [self._seat(len(self.rows) + place, row) for place, row in enumerate(fresh)]
             self._append(fresh, logits_of(self._hf, torch.stack(seated)))
             self.rows += fresh
-        return self._leave()
 
     @torch.inference_mode()
     def drop(self, row: Row) -> None:
         """Take a row out, wherever it is in its text."""
         self._free(self.rows.index(row))
 
-    def _leave(self) -> list[Row]:
+    @torch.inference_mode()
+    def leave(self) -> list[Row]:
+        """Take out the rows that are done, and return them."""
         done = []
         for slot in reversed(range(len(self.rows))):
             row = self.rows[slot]
@@ -145,20 +159,14 @@ class RowBatch:
         prefix = torch.tensor([row.prefix_length for row in rows], device=device)
         tails.step(prefix)
         tokens = torch.tensor([[row.ids[-1]] for row in rows], device=device)
-        config = self._hf.config.get_text_config()
-        before = config._attn_implementation
-        config._attn_implementation = SHARED_PREFIX
-        try:
-            hidden = self._hf.get_decoder()(
-                input_ids=tokens,
-                position_ids=(prefix + tails.lengths[: len(rows)])[:, None],
-                attention_mask=self._masks(),
-                past_key_values=tails,
-                use_cache=True,
-                shared_prefix=tails,
-            ).last_hidden_state
-        finally:
-            config._attn_implementation = before
+        hidden = self._hf.get_decoder()(
+            input_ids=tokens,
+            position_ids=(prefix + tails.lengths[: len(rows)])[:, None],
+            attention_mask=self._masks(),
+            past_key_values=tails,
+            use_cache=True,
+            shared_prefix=tails,
+        ).last_hidden_state
         tails.lengths[: len(rows)] += 1
         if self._watch is not None:
             self._watch(rows)
@@ -218,6 +226,18 @@ class RowBatch:
             if any(mark in text for mark in row.settings.stop):
                 return "stop"
         return "length" if len(row.ids) >= row.settings.max_tokens else None
+
+
+@contextmanager
+def over_trunk(model: "Model") -> Iterator[None]:
+    """Let forwards inside the block attend over a trunk and the rows' own tails."""
+    config = decoder_of(model).config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = SHARED_PREFIX
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def decoder_of(model: "Model") -> PreTrainedModel:

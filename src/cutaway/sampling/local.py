@@ -5,16 +5,21 @@ from a crop of it, and one that leaves the text soon before its end reads only t
 batch; a row that finishes leaves, and the next one takes its slot.
 Each row draws from its own generator, so its tokens do not depend on the batch (up to the rounding of the
 processor's matrix products, which differs between batch sizes by about 1e-6 in fp32).
+
+On a processor with several cores the rows are dealt to two lanes, each a batch of its own on half of the cores: threads
+that share every small matrix product of a decode step wait for each other more than they compute.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cutaway.errors import UsageError
-from cutaway.sampling.batch import Row, RowBatch, decoder_of, logits_of
+from cutaway.sampling.batch import Row, RowBatch, decoder_of, logits_of, over_trunk
 from cutaway.sampling.kv import Trunk, common_length, grow_trunk
 from cutaway.sampling.transform import token_probability
 from cutaway.sampling.types import Cost, Request, Rollout, Settings
@@ -24,18 +29,28 @@ if TYPE_CHECKING:
 
 LONGEST_REST = 256
 """Tokens that a prefix may have beyond a trunk and still share its batch: each of its rows keeps them for itself."""
+FEWEST = 8
+"""Rows that make a lane worth its thread."""
+LANES, SMALLEST = 2, 10_000_000
+"""Lanes on a processor of several cores, for models of so many weights: a step of a smaller one is Python's time, and
+Python runs one thread."""
 
 
 class LocalEngine:
     """Samples from ``model``; see `cutaway.sampling.types.Engine` for the contract."""
 
-    def __init__(self, model: "Model", batch_size: int = 64) -> None:
+    def __init__(self, model: "Model", batch_size: int = 64, lanes: int | None = None) -> None:
+        """``batch_size`` rows at a time in each of ``lanes``, which by default are what pays (`LANES`)."""
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: must be at least 1")
+        if lanes is not None and lanes < 1:
+            raise UsageError(f"lanes={lanes}: must be at least 1")
         self.model = model
         self.batch_size = batch_size
         self.cost = Cost()
         self._hf = decoder_of(model)
+        pays = model.device.type == "cpu" and torch.get_num_threads() > 1 and self._hf.num_parameters() >= SMALLEST
+        self.lanes = lanes or (LANES if pays else 1)
         self._known: tuple[object, Trunk] | None = None
 
     @property
@@ -136,13 +151,53 @@ class LocalEngine:
     def _decode(self, trunk: Trunk, waiting: list[Row]) -> Iterator[tuple[int, Rollout]]:
         # Longest prefix first: neighbours in time then attend over nearly the same part of the trunk.
         waiting.sort(key=lambda row: row.prefix_length)
-        batch = RowBatch(self.model, trunk, min(self.batch_size, len(waiting)), spend=self.spend)
-        batch.expect(waiting[::-1])
-        while waiting or batch.rows:
-            fresh = [waiting.pop() for _ in range(min(batch.free, len(waiting)))]
-            for row in batch.advance(fresh):
-                assert row.finish is not None
-                yield row.owner, Rollout(row.seed, tuple(row.ids), tuple(row.logprobs), row.finish)
+        # Hooks keep notes of the forward they are in, so two forwards at a time must meet none.
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self._hf.modules())
+        n = 1 if hooked else max(1, min(self.lanes, len(waiting) // FEWEST))
+        spent: list[Cost] = []
+        queues = _dealt(waiting, n)
+        batches = [
+            RowBatch(self.model, trunk, min(self.batch_size, len(queue)), spend=spent.append) for queue in queues
+        ]
+        for batch, queue in zip(batches, queues, strict=True):
+            batch.expect(queue[::-1])
+        with _threads(n) as run:
+            while any(queues) or any(batch.rows for batch in batches):
+                with over_trunk(self.model):
+                    run(RowBatch.step, batches)
+                fresh = [
+                    [queue.pop() for _ in range(min(b.free, len(queue)))]
+                    for b, queue in zip(batches, queues, strict=True)
+                ]
+                run(RowBatch.seat, batches, fresh)
+                done = [row for batch in batches for row in batch.leave()]
+                self.spend(sum(spent, Cost()))
+                spent.clear()
+                for row in done:
+                    assert row.finish is not None
+                    yield row.owner, Rollout(row.seed, tuple(row.ids), tuple(row.logprobs), row.finish)
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[Callable[..., list[Any]]]:
+    """A `map` over ``n`` threads that share the cores; with one, the caller's own."""
+    if n == 1:
+        yield lambda call, *rows: list(map(call, *rows))
+        return
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(max(1, cores // n),)) as pool:
+            yield lambda call, *rows: list(pool.map(call, *rows))
+    finally:
+        torch.set_num_threads(cores)
+
+
+def _dealt(rows: Sequence[Row], n: int) -> list[list[Row]]:
+    """Return ``rows`` in ``n`` parts of about equal size; those with the same rest stay together: it is read once."""
+    parts: list[list[Row]] = [[] for _ in range(n)]
+    for _, group in groupby(rows, key=lambda row: (row.prefix_length, row.rest) if row.rest else id(row)):
+        min(parts, key=len).extend(group)
+    return parts
 
 
 def check_edits(edits: "Sequence[Edit]") -> None:
