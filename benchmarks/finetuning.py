@@ -19,7 +19,7 @@ from cutaway.finetuning.latent_adversarial_paraphrasing import Paraphrase
 from cutaway.model import Model
 from cutaway.training import Average, Data, LoraSpec, NextToken, Row, TrainConfig, add_lora, collate, data_of, train
 
-WIDTH, LAYERS, STEPS, BATCH, LENGTH, INNER = 256, 8, 4, 8, 48, 3
+WIDTH, LAYERS, STEPS, BATCH, LENGTH, INNER = 256, 8, 12, 8, 48, 3
 CONFIG = TrainConfig(rate=1e-4, batch=BATCH, steps=STEPS, shuffle=False, bucket=1, precision="float32")
 
 
@@ -66,7 +66,7 @@ def main() -> None:
 
     four = [Average(eta) for eta in (0.5, 0.9, 0.99, 0.999)]
     found = interleaved(
-        3 if given.quick else 7,
+        2 if given.quick else 5,
         plain=lambda _: side(objective=NextToken()),
         ablated=lambda _: side(edits=edits),
         average=lambda _: side(averages=four[1:2]),

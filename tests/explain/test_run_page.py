@@ -298,6 +298,19 @@ def test_the_run_page_in_a_browser(open_page: Open, make_view: MakeView, scheme:
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+def test_long_numbers_at_the_end_of_an_axis_stay_in_the_picture(open_page: Open) -> None:
+    growth = Chart("Growth", tuple(1000.0 * i for i in range(31)), (Series("atoms", tuple(map(float, range(31)))),))
+    page = open_page(run_page(RUN, FINDINGS, (growth,)))
+    cut = page.evaluate(
+        """[...document.querySelectorAll('.chart svg text')].filter(text => {
+            const own = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
+            return own.right > all.right + 0.5 || own.left < all.left - 0.5;
+        }).map(text => text.textContent)"""
+    )
+    assert cut == []
+    assert page.get_by_text("30,000", exact=True).count() > 0
+
+
 def test_runs_on_one_trace_line_up_on_one_page(tmp_path: Path, make: Callable[..., AnchorMap]) -> None:
     links = Links("suppression", "what hiding does", ((0, 1, 0.5),))
     own = anchors_view(make("decided"), title="t")

@@ -149,7 +149,8 @@ def test_the_same_seed_gives_the_same_row_in_any_batch(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_lanes_change_no_row_and_no_cost(family):
+def test_lanes_change_no_row_and_no_cost(family, monkeypatch):
+    monkeypatch.setattr("cutaway.sampling.local.FEWEST", 8)
     model = build(family)
     requests = [Request(p, tuple(range(8)), WARM) for p in (TEXT, TEXT[:6], OTHER, (*TEXT[:11], 9, 8), TEXT[:3])]
     one, three = LocalEngine(model, 7), LocalEngine(model, 3, lanes=3)
@@ -161,7 +162,8 @@ def test_lanes_change_no_row_and_no_cost(family):
     assert config._attn_implementation == "sdpa"
 
 
-def test_lanes_of_their_own_threads_leave_the_callers_alone(llama):
+def test_lanes_of_their_own_threads_leave_the_callers_alone(llama, monkeypatch):
+    monkeypatch.setattr("cutaway.sampling.local.FEWEST", 8)
     before, seen = torch.get_num_threads(), set()
     hook = llama.layout.blocks[0].register_forward_hook(lambda *_: seen.add(threading.get_ident()))
     requests = [Request(TEXT, tuple(range(24)), WARM)]
@@ -170,9 +172,8 @@ def test_lanes_of_their_own_threads_leave_the_callers_alone(llama):
     hook.remove()
     names = set()
     read = RowBatch.step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RowBatch, "step", lambda batch: (names.add(threading.get_ident()), read(batch))[1])
-        rows_of(LocalEngine(llama, 8, lanes=3), requests)
+    monkeypatch.setattr(RowBatch, "step", lambda batch: (names.add(threading.get_ident()), read(batch))[1])
+    rows_of(LocalEngine(llama, 8, lanes=3), requests)
     assert len(names) > 1
     assert torch.get_num_threads() == before
 

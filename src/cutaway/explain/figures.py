@@ -109,7 +109,9 @@ def _lines(chart: Chart) -> Element:
         parts.append(element("path", {"class": kind, "d": f"M{left},{y_at(step)}H{WIDTH - right}"}))
         parts.append(text_at("tick", left - 8, y_at(step) + 4, number(step), "end"))
     for x, name in _x_ticks(chart, first, last):
-        parts.append(text_at("tick", x_at(x), height - bottom + 18, name, "middle"))
+        # A long number at the right end would be cut by the edge; a digit is about 7 wide.
+        inside = min(x_at(x), WIDTH - 3.6 * len(name))
+        parts.append(text_at("tick", inside, height - bottom + 18, name, "middle"))
     middle = left + (WIDTH - left - right) / 2
     parts.append(text_at("label", middle, height - 6, chart.x_label, "middle"))
     order = sorted(range(len(chart.series)), key=lambda i: not chart.series[i].control)

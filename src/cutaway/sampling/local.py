@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 LONGEST_REST = 256
 """Tokens that a prefix may have beyond a trunk and still share its batch: each of its rows keeps them for itself."""
-FEWEST = 8
-"""Rows that make a lane worth its thread."""
+FEWEST = 48
+"""Rows that make a lane worth its thread: in smaller batches a step is mostly reading weights, which each lane does."""
 LANES, SMALLEST = 2, 10_000_000
 """Lanes on a processor of several cores, for models of so many weights: a step of a smaller one is Python's time, and
 Python runs one thread."""
