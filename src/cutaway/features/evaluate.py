@@ -13,8 +13,8 @@ is measured on the odd ones, and intervals take whole documents as their units.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +30,7 @@ from cutaway.errors import UsageError
 from cutaway.features.corpus import Corpus
 from cutaway.features.dictionary import Codes, Dictionary
 from cutaway.features.harvest import Context, Rows, activations, contexts, groups, site_names
-from cutaway.model import Activations, Batch, Model, Replace, parse
+from cutaway.model import Batch, Model, Replace, parse
 from cutaway.stats import Interval, wilson
 
 if TYPE_CHECKING:
@@ -288,7 +288,8 @@ class _Tally:
 
     def add(self, windows: Sequence[Context], read: str, written: str, spliced: bool) -> None:
         batch = self.model.batch([window.ids for window in windows])
-        start = _start(self.model, written)
+        first = _first_block(self.model, written)
+        start = [] if first is None else [f"resid_pre.{first}"]
         found = self.model.capture(batch, list(dict.fromkeys([read, written, *start])))
         x, y = (found.flat(site).flatten(1).float() for site in (read, written))
         ids = batch.ids[found.mask]
@@ -308,7 +309,8 @@ class _Tally:
         self._count(x, kinds)
         self.tokens += len(y)
         if spliced:
-            with _from(self.model, start, found):
+            # The blocks below are the same for every reconstruction.
+            with nullcontext() if first is None else self.model.started(first, found[start[0]]):
                 self._losses(windows, batch, written, found[written], found.mask, [out for out, _ in rebuilt.values()])
 
     def result(self, site: str) -> Evaluation:
@@ -403,22 +405,10 @@ class _Tally:
         )
 
 
-def _start(model: Model, written: str) -> dict[str, int]:
-    """Return what enters the first block that a change at ``written`` reaches, with its layer; empty for all blocks."""
+def _first_block(model: Model, written: str) -> int | None:
+    """Return the first block that a change at ``written`` reaches; None for a site outside the blocks."""
     (site,) = parse(written, model.layout)
-    if site.layer is None:
-        return {}
-    layer = max(0, site.layer - (site.kind == "resid_pre"))
-    return {f"resid_pre.{layer}": layer}
-
-
-@contextmanager
-def _from(model: Model, start: Mapping[str, int], found: Activations) -> Iterator[None]:
-    """Run what is inside from the block of ``start`` on: the ones below are the same for every reconstruction."""
-    with ExitStack() as stack:
-        for site, layer in start.items():
-            stack.enter_context(model.started(layer, found[site]))
-        yield
+    return None if site.layer is None else max(0, site.layer - (site.kind == "resid_pre"))
 
 
 def _run(model: Model, batch: Batch, site: str, y: Tensor, mask: Tensor, rows: Float[Tensor, "row d"]) -> Tensor:

@@ -151,9 +151,10 @@ class LocalEngine:
     def _decode(self, trunk: Trunk, waiting: list[Row]) -> Iterator[tuple[int, Rollout]]:
         # Longest prefix first: neighbours in time then attend over nearly the same part of the trunk.
         waiting.sort(key=lambda row: row.prefix_length)
+        n = max(1, min(self.lanes, len(waiting) // FEWEST))
         # Hooks keep notes of the forward they are in, so two forwards at a time must meet none.
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self._hf.modules())
-        n = 1 if hooked else max(1, min(self.lanes, len(waiting) // FEWEST))
+        if n > 1 and any(part._forward_hooks or part._forward_pre_hooks for part in self._hf.modules()):
+            n = 1
         spent: list[Cost] = []
         queues = _dealt(waiting, n)
         batches = [
