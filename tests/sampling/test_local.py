@@ -23,7 +23,7 @@ from transformers import (
 from cutaway.errors import CutawayError, UsageError
 from cutaway.model import Add, AttentionMask, Edit, Mask, Model, Scale
 from cutaway.planted import reasoner
-from cutaway.sampling import LocalEngine, Request, Rollout, Settings
+from cutaway.sampling import LocalEngine, Request, Rollout, Settings, kv
 from cutaway.sampling.batch import RowBatch
 from cutaway.sampling.local import LONGEST_REST, _by_trunk
 from cutaway.sampling.transform import token_probability
@@ -160,6 +160,20 @@ def test_lanes_change_no_row_and_no_cost(family, monkeypatch):
     assert three.cost == one.cost
     config = model.hf.config.get_text_config()
     assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_rows_that_attend_in_parts_are_the_same(family, monkeypatch):
+    model = build(family)
+    requests = [Request(p, tuple(range(6)), WARM) for p in (TEXT, TEXT[:6], OTHER, (*TEXT[:11], 9, 8), TEXT[:3])]
+    expected = rows_of(LocalEngine(model), requests)
+    monkeypatch.setattr(kv, "PART", 2)
+    monkeypatch.setattr(kv, "WASTE", 1)
+    most, parts = [], kv._parts
+    monkeypatch.setattr(kv, "_parts", lambda *given: (most.append(len(found := parts(*given))), found)[1])
+    for mine, theirs in zip(rows_of(LocalEngine(model, 9), requests), expected, strict=True):
+        assert {seed: row.ids for seed, row in mine.items()} == {seed: row.ids for seed, row in theirs.items()}
+    assert max(most) > 2
 
 
 def test_lanes_of_their_own_threads_leave_the_callers_alone(llama, monkeypatch):

@@ -22,6 +22,8 @@ from cutaway.errors import CutawayError
 
 SHARED_PREFIX = "cutaway_shared_prefix"
 GROWTH = 64
+PART, WASTE = 16, 2000
+"""Rows that may attend by themselves, and how many scores of masked columns that must save them."""
 AHEAD = 1 << 28
 """Bytes of keys and values that one forward over rests may fill, the trunk's part repeated for each."""
 
@@ -83,6 +85,15 @@ def _cropped(trunk: Trunk, tokens: int, rows: int) -> DynamicCache:
     return cache
 
 
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows, and how many columns of the trunk and of their tails the longest of them sees."""
+
+    rows: slice
+    trunk: int
+    tail: int
+
+
 class Tails(Cache):
     """The rows' own keys and values, [slot, head, pos, d_head] a layer, written in place at each row's length."""
 
@@ -94,6 +105,7 @@ class Tails(Cache):
         self.prefix = self.lengths[:0]
         self.view = 0
         self.trunk_view = 0
+        self.parts: list[Part] = []
         self._buffers = [
             (k.new_zeros(0, k.shape[0], 0, k.shape[-1]), v.new_zeros(0, v.shape[0], 0, v.shape[-1]))
             for k, v in zip(trunk.keys, trunk.values, strict=True)
@@ -108,6 +120,9 @@ class Tails(Cache):
         """Make room for one more token in each of the first slots, whose rows leave the trunk at ``prefix``."""
         self.prefix, self.trunk_view = prefix, int(prefix.max())
         self.view = int(self.lengths[: self.rows].max()) + 1
+        self.parts = [Part(slice(0, self.rows), self.trunk_view, self.view)]
+        if prefix.device.type == "cpu":  # elsewhere a part more costs more than the columns it saves
+            self.parts = _parts(prefix.tolist(), (self.lengths[: self.rows] + 1).tolist())
         self._reserve(self.rows, self.view)
 
     def load(self, slot: int, rest: "Rest") -> None:
@@ -274,27 +289,55 @@ def shared_prefix_attention(
             f"{type(module).__name__} does not pass its arguments through the attention interface; "
             "sample this family through an OpenAI-compatible server instead"
         )
-    layer, width = int(module.layer_idx), shared_prefix.trunk_view  # type: ignore[arg-type]
-    trunk_k = shared_prefix.trunk.keys[layer][:, :width]
-    trunk_v = shared_prefix.trunk.values[layer][:, :width]
-    batch, heads, _, d_head = query.shape
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    trunk_k, trunk_v = shared_prefix.trunk.keys[layer], shared_prefix.trunk.values[layer]
+    _, heads, _, d_head = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    grouped = query.reshape(batch, kv_heads, group, d_head)
-    by_head = grouped.transpose(0, 1).reshape(kv_heads, -1, d_head)
-    on_trunk = torch.bmm(by_head, trunk_k.transpose(1, 2)).view(kv_heads, batch, group, width).transpose(0, 1)
-    scores = torch.cat([on_trunk, grouped @ key.transpose(-1, -2)], dim=-1)
-    scores = scores * (d_head**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask.shape[1] == 1:
-        scores = scores + attention_mask
-    else:  # a per-head mask, as edits of attention make it
-        scores = scores + attention_mask.view(batch, kv_heads, group, -1)
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    from_trunk = torch.bmm(pattern[..., :width].transpose(0, 1).reshape(kv_heads, batch * group, width), trunk_v)
-    out = from_trunk.view(kv_heads, batch, -1, trunk_v.shape[-1]).transpose(0, 1) + pattern[..., width:] @ value
-    return out.reshape(batch, 1, heads, -1), None
+    outs = []
+    for part in shared_prefix.parts:
+        mine, width = part.rows, part.trunk
+        grouped = query[mine].reshape(-1, kv_heads, group, d_head)
+        batch = len(grouped)
+        by_head = grouped.transpose(0, 1).reshape(kv_heads, -1, d_head)
+        on_trunk = torch.bmm(by_head, trunk_k[:, :width].transpose(1, 2)).view(kv_heads, batch, group, width)
+        on_tail = grouped @ key[mine, :, : part.tail].transpose(-1, -2)
+        scores = torch.cat([on_trunk.transpose(0, 1), on_tail], dim=-1)
+        scores = scores * (d_head**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        start = shared_prefix.trunk_view
+        mask = torch.cat([attention_mask[mine, ..., :width], attention_mask[mine, ..., start : start + part.tail]], -1)
+        if mask.shape[1] > 1:  # a per-head mask, as edits of attention make it
+            mask = mask.view(batch, kv_heads, group, -1)
+        pattern = torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype)
+        by_head = pattern[..., :width].transpose(0, 1).reshape(kv_heads, batch * group, width)
+        from_trunk = torch.bmm(by_head, trunk_v[:, :width]).view(kv_heads, batch, group, -1).transpose(0, 1)
+        outs.append((from_trunk + pattern[..., width:] @ value[mine, :, : part.tail]).reshape(batch, 1, heads, -1))
+    return torch.cat(outs), None
+
+
+def _parts(prefix: Sequence[int], tail: Sequence[int]) -> list[Part]:
+    """Rows in stretches of much the same number of columns.
+
+    Rows join at the end, so the oldest, with the longest tails, stand first; a row that moved is of the youngest.
+    """
+    parts: list[Part] = []
+    for start in range(0, len(prefix), PART):
+        rows = slice(start, min(start + PART, len(prefix)))
+        each = Part(rows, max(prefix[rows]), max(tail[rows]))
+        if parts:
+            last = parts[-1]
+            both = Part(slice(last.rows.start, rows.stop), max(last.trunk, each.trunk), max(last.tail, each.tail))
+            if _cells(both) - _cells(last) - _cells(each) < WASTE:
+                parts[-1] = both
+                continue
+        parts.append(each)
+    return parts
+
+
+def _cells(part: Part) -> int:
+    return (part.rows.stop - part.rows.start) * (part.trunk + part.tail)
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

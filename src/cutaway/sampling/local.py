@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_REST = 256
 """Tokens that a prefix may have beyond a trunk and still share its batch: each of its rows keeps them for itself."""
-FEWEST = 48
+FEWEST = 16
 """Rows that make a lane worth its thread: in smaller batches a step is mostly reading weights, which each lane does."""
 LANES, SMALLEST = 2, 10_000_000
 """Lanes on a processor of several cores, for models of so many weights: a step of a smaller one is Python's time, and
@@ -149,8 +149,9 @@ class LocalEngine:
         self.cost += cost
 
     def _decode(self, trunk: Trunk, waiting: list[Row]) -> Iterator[tuple[int, Rollout]]:
-        # Longest prefix first: neighbours in time then attend over nearly the same part of the trunk.
-        waiting.sort(key=lambda row: row.prefix_length)
+        # Shortest prefix first: these rows have the most to say, and none of them is left to decode alone at the end.
+        # Neighbours in time then also attend over nearly the same part of the trunk.
+        waiting.sort(key=lambda row: -row.prefix_length)
         n = max(1, min(self.lanes, len(waiting) // FEWEST))
         # Hooks keep notes of the forward they are in, so two forwards at a time must meet none.
         if n > 1 and any(part._forward_hooks or part._forward_pre_hooks for part in self._hf.modules()):

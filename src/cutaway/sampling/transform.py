@@ -5,7 +5,7 @@ number that belongs to the row alone, so a row's tokens do not depend on which r
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -27,31 +27,11 @@ def candidates(
 
     Ids beyond the kept set mean nothing.
     """
-    vocab = logits.shape[-1]
-    if settings.temperature == 0:
-        return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True)
-    rows = logits if logits.dtype == torch.float64 else logits.float()
-    heat = max(settings.temperature, COLDEST)
-    width = min(settings.top_k, vocab) if settings.top_k else vocab
-    guess = width if settings.top_k or settings.top_p == 1 else min(NUCLEUS_GUESS, vocab)
-    top, ids = rows.sort(dim=-1, descending=True) if guess == vocab else largest(rows, guess)
-    # Relative to the most likely token; whole rows are read in their own precision and summed in twice that.
-    first = top[:, :1]
-    counted = top if settings.top_k else rows
-    total = (counted - first).div_(heat).exp_().sum(-1, keepdim=True, dtype=torch.float64)
-    probs = ((top - first).double() / heat).exp() / total
-    if settings.top_p < 1:
-        before = probs.cumsum(-1) - probs
-        short = before[:, -1] + probs[:, -1] < settings.top_p
-        if guess < width and bool(short.any()):
-            # Only these rows: a sort orders equal logits unlike topk, and no row may change for its neighbour's sake.
-            rest = (0, vocab - guess)
-            probs, before, ids = pad(probs, rest), pad(before, rest, value=1.0), pad(ids, rest)
-            top, ids[short] = rows[short].sort(dim=-1, descending=True)
-            probs[short] = ((top - first[short]).double() / heat).exp() / total[short]
-            before[short] = probs[short].cumsum(-1) - probs[short]
-        probs = probs.masked_fill(before >= settings.top_p, 0.0)
-        probs = probs / probs.sum(-1, keepdim=True)
+    probs, ids, short = _likeliest(logits, settings)
+    if bool(short.any()):
+        rest = (0, logits.shape[-1] - ids.shape[-1])
+        probs, ids = pad(probs, rest), pad(ids, rest)
+        probs[short], ids[short], _ = _likeliest(logits[short], settings, whole=True)
     return probs, ids
 
 
@@ -66,17 +46,60 @@ def draw(
     A banned token is taken out after the filters: the draw is conditional on the row not starting with it.
     A row that has nothing else to draw yields token -1.
     """
-    probs, ids = candidates(logits, settings)
-    if banned is not None:
-        probs = probs.masked_fill(ids == banned[:, None], 0.0)
+    if banned is None:
+        banned = torch.full_like(uniforms, -1, dtype=torch.long)
+    probs, ids, short = _likeliest(logits, settings)
+    tokens = _picked(probs, ids, uniforms, banned)
+    if bool(short.any()):  # only these rows: what they need is two hundred times as wide
+        probs, ids, _ = _likeliest(logits[short], settings, whole=True)
+        tokens[short] = _picked(probs, ids, uniforms[short], banned[short])
+    logprobs = logits.gather(-1, tokens.clamp_min(0)[:, None])[:, 0].float() - logits.float().logsumexp(-1)
+    return tokens, logprobs
+
+
+def _likeliest(
+    logits: Float[Tensor, "batch vocab"], settings: Settings, whole: bool = False
+) -> tuple[Float[Tensor, "batch kept"], Int[Tensor, "batch kept"], Bool[Tensor, " batch"]]:
+    """`candidates` among the first tokens of each row, and which rows need more of them than that.
+
+    With ``whole``, among all tokens, and no row needs more.
+    """
+    vocab, none = logits.shape[-1], torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    if settings.temperature == 0:
+        return torch.ones_like(logits[:, :1], dtype=torch.float64), logits.argmax(-1, keepdim=True), none
+    rows = logits if logits.dtype == torch.float64 else logits.float()
+    heat = max(settings.temperature, COLDEST)
+    width = min(settings.top_k, vocab) if settings.top_k else vocab
+    guess = width if whole or settings.top_k or settings.top_p == 1 else min(NUCLEUS_GUESS, vocab)
+    top, ids = rows.sort(dim=-1, descending=True) if guess == vocab else largest(rows, guess)
+    # Relative to the most likely token; whole rows are read in their own precision and summed in twice that.
+    first = top[:, :1]
+    counted = top if settings.top_k else rows
+    total = (counted - first).div_(heat).exp_().sum(-1, keepdim=True, dtype=torch.float64)
+    probs = ((top - first).double() / heat).exp() / total
+    if settings.top_p == 1:
+        return probs, ids, none
+    before = probs.cumsum(-1) - probs
+    short = before[:, -1] + probs[:, -1] < settings.top_p if guess < width else none
+    probs = probs.masked_fill(before >= settings.top_p, 0.0)
+    return probs / probs.sum(-1, keepdim=True), ids, short
+
+
+def _picked(
+    probs: Float[Tensor, "batch kept"],
+    ids: Int[Tensor, "batch kept"],
+    uniforms: Float[Tensor, " batch"],
+    banned: Int[Tensor, " batch"],
+) -> Int[Tensor, " batch"]:
+    """The token in which each row's uniform number falls; -1 for a row that has nothing but its banned one."""
+    probs = probs.masked_fill(ids == banned[:, None], 0.0)
     edges = probs.cumsum(-1)
     reach = edges[:, -1:]
     place = torch.searchsorted(edges, uniforms.double()[:, None] * reach, right=True)
     last = (probs > 0).long().mul(torch.arange(1, probs.shape[1] + 1, device=probs.device)).argmax(-1)
     place = torch.minimum(place[:, 0], last)
     tokens = ids.gather(-1, place[:, None])[:, 0]
-    logprobs = logits.gather(-1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(-1)
-    return torch.where(reach[:, 0] > 0, tokens, torch.full_like(tokens, -1)), logprobs
+    return torch.where(reach[:, 0] > 0, tokens, torch.full_like(tokens, -1))
 
 
 def token_probability(

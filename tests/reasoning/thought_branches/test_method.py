@@ -9,15 +9,17 @@ from planted_branches import QUICK, chain_with, planted, pool_of, tree_of
 from cutaway.charts import charts_from_json
 from cutaway.errors import UsageError
 from cutaway.planted.branches import FOREIGN
+from cutaway.reasoning.source import ask
 from cutaway.reasoning.thought_branches.calibration import NULLS, TRANSPLANTS, chain_of, measure
 from cutaway.reasoning.thought_branches.importance import importance
 from cutaway.reasoning.thought_branches.method import Plan, analyse
 from cutaway.reasoning.thought_branches.offpolicy import interventions
 from cutaway.reasoning.thought_branches.report import charts, findings, view
 from cutaway.reasoning.thought_branches.resilience import resilience
-from cutaway.reasoning.thought_branches.study import ThoughtBranches, ThoughtBranchesConfig
+from cutaway.reasoning.thought_branches.study import ThoughtBranches, ThoughtBranchesConfig, _Question
 from cutaway.reasoning.thought_branches.transplant import transplant
 from cutaway.reasoning.view import TraceView
+from cutaway.sampling import LocalEngine
 from cutaway.study import Findings, get_study, parse_config
 
 OPTIONS = {"driver": 3.0, "doubt": 2.0, "foreign": 0.5, "cue": 1.0, "step": 0.5, "stubborn": QUICK, "idea": 2.0}
@@ -186,6 +188,21 @@ def test_the_study_is_registered_and_refuses_contradictions():
     with pytest.raises(UsageError, match="brings its own cause"):
         parse_config(found, {"scenario": "vendor-order", "hint": "x"})
     assert ThoughtBranchesConfig(prompt="x").scenario == ""
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_chain_is_the_trace_that_other_studies_examine_and_costs_nothing_twice(seed, tmp_path):
+    source = planted("dswlla", **OPTIONS)
+    prompt = source.model.decode(source.prompt_ids)
+    config = ThoughtBranchesConfig(prompt=prompt, outcome="number", temperature=1, top_p=1, max_tokens=300, seed=seed)
+    with tree_of(source, tmp_path) as tree:
+        pool = pool_of(source, seed=seed, tree=tree)
+        engine = LocalEngine(source.model)
+        asked = ask(engine, prompt, "number", settings=pool.settings, seed=seed, tree=tree)
+        chain = _Question(config, source.model).chain(pool)
+    assert chain.trace == asked.trace
+    assert engine.cost.decoded > 0
+    assert pool.engine.cost.decoded == 0
 
 
 def test_calibration_in_small():

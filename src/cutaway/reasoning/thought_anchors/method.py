@@ -56,8 +56,8 @@ from cutaway.stats import difference_interval, mixture_band, smooth_martingale
 
 Decode = Callable[[Sequence[int]], str]
 THIN = 6
-ROUND, ROUNDS = 128, 4
-"""Rollouts of a round at least, and into how many rounds what is left is parted."""
+ROUND, ROUNDS = 128, 2
+"""Rollouts of a round at least, and into how many what is left is parted."""
 UNIFORM = 100
 SHOWN_ANSWERS = 6
 
@@ -216,8 +216,9 @@ class _Run:
             wins = np.array([sum(found) for found in hits])
             pooled = smooth_martingale(wins, evidence.draws, strata.stay, end=1.0, delta=delta)
             interest = np.where(undecided, pooled.jump, 0.0)
-            # Long rollouts of a small round would decode alone: a long trace's rounds spend part of what is left.
-            size = max(ROUND, int(left / price.mean() / ROUNDS))
+            # The longest rollouts of a round decode alone at its end: few rounds, and no small last one.
+            rest = int(left / price.mean())
+            size = max(ROUND, rest // ROUNDS) if rest > 2 * ROUND else rest + 1
             extra = allocate(
                 strata, wins, evidence.draws, pooled, price=price, interest=interest, batch=size, tokens=float(left)
             )
