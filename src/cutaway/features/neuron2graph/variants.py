@@ -23,6 +23,8 @@ from cutaway.model import Batch
 
 BLOCK = 4
 """Positions whose variants run together; smaller saves tokens, larger saves passes."""
+PADDING = 24
+"""Padded tokens that a processor reads in the time of one more pass."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def vary(
             bases[i] = row
         slot = {text: row for row, text in enumerate(chosen)}
         own = [v for v, (index, _) in enumerate(variants) if index in slot]
-        for batch, block in _batches(own, firsts, [len(ids) for _, ids in variants], tokens):
+        padding = PADDING if unit.model.device.type == "cpu" else tokens
+        for batch, block in _batches(own, firsts, [len(ids) for _, ids in variants], tokens, padding):
             suffixes = [variants[v][1][block:] for v in batch]
             past = _cropped(cache, [slot[variants[v][0]] for v in batch], block)
             read, _ = _read(unit, suffixes, past, block)
@@ -104,14 +107,20 @@ def _first_change(text: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def _batches(
-    own: Sequence[int], firsts: Sequence[int], lengths: Sequence[int], tokens: int
+    own: Sequence[int], firsts: Sequence[int], lengths: Sequence[int], tokens: int, padding: int
 ) -> Iterator[tuple[list[int], int]]:
     """Yield variants that start in the same block, longest first, and the block's first position."""
     for block in sorted({firsts[v] // BLOCK * BLOCK for v in own}):
-        group = sorted((v for v in own if firsts[v] // BLOCK * BLOCK == block), key=lambda v: -lengths[v])
-        size = max(1, tokens // max(1, lengths[group[0]] - block))
-        for start in range(0, len(group), size):
-            yield group[start : start + size], block
+        batch: list[int] = []
+        padded = 0
+        for v in sorted((v for v in own if firsts[v] // BLOCK * BLOCK == block), key=lambda v: -lengths[v]):
+            width = lengths[batch[0]] if batch else lengths[v]
+            padded += width - lengths[v]
+            if batch and ((len(batch) + 1) * (width - block) > tokens or padded > padding):
+                yield batch, block
+                batch, padded = [], 0
+            batch.append(v)
+        yield batch, block
 
 
 @torch.no_grad()
