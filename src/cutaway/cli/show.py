@@ -195,6 +195,7 @@ def show_index(made: "Ready", as_json: bool) -> None:
     console.print(Text(f"{index.folder}: {index.n_units:,} units over {about['tokens']:,} tokens", style="bold"))
     for each in sources:
         console.print(Text(f"  {each['kind']} {each['name']}: {each['units']:,}"))
+    console.print(Text(f"  new graphs: {made.graphs}"))
     return None
 
 
