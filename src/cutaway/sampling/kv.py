@@ -120,9 +120,10 @@ class Tails(Cache):
         """Make room for one more token in each of the first slots, whose rows leave the trunk at ``prefix``."""
         self.prefix, self.trunk_view = prefix, int(prefix.max())
         self.view = int(self.lengths[: self.rows].max()) + 1
-        self.parts = [Part(slice(0, self.rows), self.trunk_view, self.view)]
-        if prefix.device.type == "cpu":  # elsewhere a part more costs more than the columns it saves
+        if prefix.device.type == "cpu":
             self.parts = _parts(prefix.tolist(), (self.lengths[: self.rows] + 1).tolist())
+        else:  # a part more costs more than the columns it saves
+            self.parts = [Part(slice(0, self.rows), self.trunk_view, self.view)]
         self._reserve(self.rows, self.view)
 
     def load(self, slot: int, rest: "Rest") -> None:
@@ -289,12 +290,12 @@ def shared_prefix_attention(
             f"{type(module).__name__} does not pass its arguments through the attention interface; "
             "sample this family through an OpenAI-compatible server instead"
         )
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module calls every attribute a tensor or a module
     trunk_k, trunk_v = shared_prefix.trunk.keys[layer], shared_prefix.trunk.values[layer]
     _, heads, _, d_head = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    outs = []
+    outs, start = [], shared_prefix.trunk_view
     for part in shared_prefix.parts:
         mine, width = part.rows, part.trunk
         grouped = query[mine].reshape(-1, kv_heads, group, d_head)
@@ -306,7 +307,6 @@ def shared_prefix_attention(
         scores = scores * (d_head**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        start = shared_prefix.trunk_view
         mask = torch.cat([attention_mask[mine, ..., :width], attention_mask[mine, ..., start : start + part.tail]], -1)
         if mask.shape[1] > 1:  # a per-head mask, as edits of attention make it
             mask = mask.view(batch, kv_heads, group, -1)

@@ -50,7 +50,8 @@ def draw(
         banned = torch.full_like(uniforms, -1, dtype=torch.long)
     probs, ids, short = _likeliest(logits, settings)
     tokens = _picked(probs, ids, uniforms, banned)
-    if bool(short.any()):  # only these rows: what they need is two hundred times as wide
+    # Only these rows: what they need is two hundred times as wide, and a sort orders equal logits unlike topk.
+    if bool(short.any()):
         probs, ids, _ = _likeliest(logits[short], settings, whole=True)
         tokens[short] = _picked(probs, ids, uniforms[short], banned[short])
     logprobs = logits.gather(-1, tokens.clamp_min(0)[:, None])[:, 0].float() - logits.float().logsumexp(-1)

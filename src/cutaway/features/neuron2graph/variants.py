@@ -80,6 +80,8 @@ def vary(
     bases: list[Tensor] = [torch.empty(0)] * len(texts)
     out: list[Tensor] = [torch.empty(0)] * len(variants)
     firsts = [_first_change(texts[index], ids) for index, ids in variants]
+    lengths = [len(ids) for _, ids in variants]
+    padding = PADDING if unit.model.device.type == "cpu" else tokens
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     start = 0
     while start < len(order):
@@ -92,8 +94,7 @@ def vary(
             bases[i] = row
         slot = {text: row for row, text in enumerate(chosen)}
         own = [v for v, (index, _) in enumerate(variants) if index in slot]
-        padding = PADDING if unit.model.device.type == "cpu" else tokens
-        for batch, block in _batches(own, firsts, [len(ids) for _, ids in variants], tokens, padding):
+        for batch, block in _batches(own, firsts, lengths, tokens, padding):
             suffixes = [variants[v][1][block:] for v in batch]
             past = _cropped(cache, [slot[variants[v][0]] for v in batch], block)
             read, _ = _read(unit, suffixes, past, block)
