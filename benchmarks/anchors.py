@@ -30,7 +30,7 @@ def the_trace() -> Trace:
 
 def main() -> None:
     given = options(__doc__)
-    trace, model = the_trace(), load_model("smollm2-135m-instruct", dtype="float32")
+    trace, model = the_trace(), load_model("smollm2-135m-instruct")  # as users load it
 
     def side(repeat: int) -> AnchorMap | None:
         if repeat < 0:
@@ -42,7 +42,8 @@ def main() -> None:
     anchors = run.value
     drawn = int((anchors.draws > 0).sum())
     scale = FIFTH / FIRST * trace.n_sentences / drawn if given.quick else 1.0
-    what = "60 sentences at a fifth of the tokens" + (", from a tenth of it" if given.quick else "")
+    precision = str(model.dtype).removeprefix("torch.")
+    what = f"60 sentences at a fifth of the tokens, {precision}" + (", from a tenth of it" if given.quick else "")
     claims = [
         claim(f"{what}, wall", "-", [run.wall * scale / 60], bar=MINUTES, unit="min"),
         claim(f"{what}, processor", "-", [run.cpu * scale / 60], unit="min"),

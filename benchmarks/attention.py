@@ -7,7 +7,8 @@
   with everything it does (the text's own forward, the masked runs, the divergences; the eager side compares nothing).
   An eager forward costs the same for every sentence, so one stands for all. Ours costs less the later the sentence:
   passes at the midpoints of equal parts of the trace stand for all of them. Measured on 60 sentences in 1,000 tokens
-  and, in the full run, on the median of the published traces of this tokenizer: 136 sentences in 4,100 tokens.
+  and, in the full run, on the median of the published traces of this tokenizer: 136 sentences in 4,100 tokens. Both
+  sides run in the precision that a user gets on this machine; the figure's name says which.
 
     python benchmarks/attention.py [--quick] [--out FILE.json]
 """
@@ -46,8 +47,8 @@ class Shape:
 SHORT, TWICE, PUBLISHED = Shape(1000, 60, 5), Shape(2000, 120, 0), Shape(4100, 136, 2)
 
 
-def load() -> Model:
-    return load_model("smollm2-135m-instruct", dtype="float32")
+def load(dtype: str) -> Model:
+    return load_model("smollm2-135m-instruct", dtype=dtype)
 
 
 def a_trace(model: Model, shape: Shape) -> Trace:
@@ -77,7 +78,7 @@ def reading(model: Model) -> dict[str, Callable[[], Any]]:
 @torch.inference_mode()
 def in_fresh_process(name: str) -> tuple[float, float, float]:
     """Seconds, processor seconds and megabytes at the peak of one call, after a warm-up on a few tokens."""
-    model = load()
+    model = load("float32")
     call = reading(model)[name]
     model.logits(model.batch([list(range(5, 205))]))
     last_row_attention(model, list(range(5, 205)), [(10, 20)])
@@ -93,7 +94,7 @@ def _status(key: str) -> int:
 
 
 def reading_claims(repeats: int) -> tuple[list[Claim], dict[str, Any]]:
-    model = load()
+    model = load("float32")
     names = list(reading(model))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         rows = list(pool.map(in_fresh_process, names * repeats))
@@ -125,8 +126,9 @@ def suppression_sides(model: Model, eager: Model, shape: Shape, passes: int) -> 
     groups = [spans[i : min(i + ROWS, len(spans) - 1)] for i in range(0, len(spans) - 1, ROWS)]
     chosen = [groups[int((k + 0.5) * len(groups) / passes)] for k in range(passes)]
     a, b = spans[7]
-    mask = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min).triu(1)
-    mask[:, :, b:, a:b] = torch.finfo(torch.float32).min
+    least = torch.finfo(model.dtype).min
+    mask = torch.full((1, 1, len(ids), len(ids)), least, dtype=model.dtype).triu(1)
+    mask[:, :, b:, a:b] = least
     held: list[MaskedRuns] = []
 
     def base(repeat: int) -> None:
@@ -146,11 +148,12 @@ def suppression_sides(model: Model, eager: Model, shape: Shape, passes: int) -> 
 
 
 def suppression_claims(shape: Shape, passes: int, repeats: int) -> tuple[list[Claim], dict[str, list[Run]]]:
-    model, eager = load(), load()
+    model, eager = load("auto"), load("auto")
     eager.hf.set_attn_implementation("eager")
     found = interleaved(repeats, **suppression_sides(model, eager, shape, passes))
     all_passes = -(-(shape.sentences - 1) // ROWS)
-    name = f"{shape.sentences} sentences, {shape.tokens:,} tokens, {ROWS} sources a pass: suppression"
+    precision = str(model.dtype).removeprefix("torch.")
+    name = f"{shape.sentences} sentences, {shape.tokens:,} tokens, {ROWS} sources a pass, {precision}: suppression"
     claims = []
     for clock in ("wall", "cpu"):
         base, masked = (np.array(ratios(found, side, "eager", clock)) for side in ("base", "masked"))
