@@ -216,6 +216,13 @@ def test_an_estimate_becomes_a_finding_with_open_ends_or_a_reason() -> None:
     assert found == Finding("gain", 0.2, None, 0.5, 0.9, 7, "nats", control)
     none = Finding.of("gain", Interval(*[float("nan")] * 3, 0, 0.9), n=3, undefined="nobody asked")
     assert none == Finding("gain", None, level=0.9, n=3, undefined="nobody asked")
+    missing = Finding.of("gain", None, control=control, undefined="nobody asked")
+    assert missing == Finding("gain", None, n=0, control=control, undefined="nobody asked")
+
+
+def test_a_fresh_lab_keeps_no_activations(tmp_path: Path) -> None:
+    assert Lab(home=tmp_path).activations == tmp_path / "activations"
+    assert Lab(home=tmp_path, fresh=True).activations is None
 
 
 def test_trees_stay_at_home_and_a_fresh_labs_trees_vanish(tmp_path: Path) -> None:

@@ -76,17 +76,19 @@ class Finding:
     def of(
         cls,
         name: str,
-        found: "Interval",
+        found: "Interval | None",
         *,
         n: int | None = None,
         unit: str = "",
         control: "Finding | None" = None,
         undefined: str = "too few values, or none that vary",
     ) -> "Finding":
-        """Return an estimate as a finding; ends that are no numbers stay open.
+        """Return an estimate, or the want of one, as a finding; ends that are no numbers stay open.
 
-        n: None takes the interval's own. undefined: the reason to give where the value is no number.
+        n: None takes the interval's own. undefined: the reason to give where there is no value.
         """
+        if found is None:
+            return cls(name, None, n=n or 0, unit=unit, control=control, undefined=undefined)
         low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
         n = found.n if n is None else n
         if not math.isfinite(found.value):
@@ -249,6 +251,11 @@ class Lab:
         folder = (self._scratch_folder() if self.fresh else self.home) / kind / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def activations(self) -> Path | None:
+        """Folder in which activations that were read once are kept; None in a fresh lab, which reads them again."""
+        return None if self.fresh else self.home / "activations"
 
     def tree_folder(self, key: str) -> Path:
         """Folder of the branch tree called ``key``."""

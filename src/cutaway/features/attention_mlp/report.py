@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from cutaway.stats import Interval, bootstrap, mean_interval, paired_difference
 from cutaway.study import Finding
 
 _WEAK = 0.9
+_finding = partial(Finding.of, undefined="too few heads with both kinds of prompt")
 
 
 def scores(next_token: Sequence[NeuronFinding], random: Sequence[NeuronFinding], seed: int = 0) -> list[Finding]:
@@ -29,7 +31,7 @@ def scores(next_token: Sequence[NeuronFinding], random: Sequence[NeuronFinding],
     other_heads = Finding("heads, random neurons", float(sum(len(each.heads) for each in random)), n=len(random))
     return [
         Finding("heads active in context", float(heads), n=len(next_token), control=other_heads),
-        _finding("rule score", _mean(mine, whose), control),
+        _finding("rule score", _mean(mine, whose), control=control),
         _finding("rule score, minus random neurons", _difference(mine, whose, theirs, others, seed)),
         _finding("rule score, shuffled rules", _mean([b for _, b, _ in pairs], [c for *_, c in pairs])),
         _finding("rule score, minus shuffled rules", paired if pairs else None),
@@ -107,10 +109,3 @@ def _difference(
         return float(parts[0].mean() - parts[1].mean()) if all(map(len, parts)) else 0.0
 
     return bootstrap(rows, gap, clusters=clusters, method="percentile", seed=seed)
-
-
-def _finding(name: str, found: Interval | None, control: Finding | None = None) -> Finding:
-    if found is None or math.isnan(found.value):
-        return Finding(name, None, n=0, undefined="too few heads with both kinds of prompt", control=control)
-    ends = [None if math.isnan(end) else end for end in (found.low, found.high)]
-    return Finding(name, found.value, ends[0], ends[1], n=found.n, control=control)

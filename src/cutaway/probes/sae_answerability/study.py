@@ -64,7 +64,7 @@ class AnswerabilityStudy(Study[AnswerabilityConfig]):
 
         model = lab.model(config.model, "float32")
         sets, digest = _sets(config)
-        folder = None if lab.fresh else lab.home / "activations"
+        folder = lab.activations
         found = measure(
             model,
             sets,

@@ -88,7 +88,7 @@ class SafetyNet(Study[SafetyNetConfig]):
         obeyed, decoys = (
             obeys(planted, rows, prompts.payload) for rows in (prompts.sets.triggered, prompts.sets.decoy)
         )
-        folder = None if lab.fresh else lab.home / "activations"
+        folder = lab.activations
         found = detect(
             planted, prompts.sets, config.signals, rate=config.rate, folder=folder, seed=config.seed,
             report=_tell(lab, "prompts, backdoor"),

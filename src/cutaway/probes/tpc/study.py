@@ -141,7 +141,7 @@ def _activations(
         config.pooling,
         chat=config.chat,
         longest=config.longest,
-        folder=None if lab.fresh else lab.home / "activations",
+        folder=lab.activations,
         report=_tell(lab, "prompts"),
     )
     rows = torch.cat([pooled[key] for key in pooled.values])

@@ -259,7 +259,7 @@ class _Bench:
             [self.site, self.held_site],
             "last",
             special=True,
-            folder=None if self.lab.fresh else self.lab.home / "activations",
+            folder=self.lab.activations,
             report=lambda done, total: self._tell(done, total, "prompts read"),
         )
         y = torch.tensor(labels)[:, None] == torch.arange(len(self.labels))
