@@ -12,18 +12,16 @@ from cutaway.errors import CutawayError, UsageError
 from cutaway.features import SparseDictionary
 from cutaway.features.dictionary import Provenance
 from cutaway.features.formats import (
-    hook_of,
-    path_of,
     read_dictionary,
     read_dictionary_learning,
     read_saelens,
     read_sparsify,
-    site_of,
     write_dictionary,
     write_dictionary_learning,
     write_saelens,
     write_sparsify,
 )
+from cutaway.features.formats.places import hook_of, path_of, site_of
 
 D, N = 4, 6
 

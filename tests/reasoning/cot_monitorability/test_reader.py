@@ -1,6 +1,7 @@
 """Legibility by a second model: scores by hand, copies left out, sense told from nonsense by a real reader."""
 
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from cutaway.model import Model, catalogue, load_model
 from cutaway.planted.build import word_tokenizer
 from cutaway.planted.reasoner import reasoner
 from cutaway.reasoning.cot_monitorability import reader as reader_module
-from cutaway.reasoning.cot_monitorability.reader import MATCH, match_scores, understood
-from cutaway.sampling import Rollout
+from cutaway.reasoning.cot_monitorability.reader import ASK, MATCH, TRIES, match_scores, understood
+from cutaway.sampling import Rollout, Settings
 
 TEXTS = (" dogs run far", " rain is wet", " tea keeps warm", " maps fold flat")
 
@@ -37,16 +38,50 @@ def test_scores_are_gains_in_log_probability(reader: Model) -> None:
         assert score == pytest.approx(gains[0] - gains[1], abs=1e-4)
 
 
+def paraphrases(reader: Model, greedy: list[str], sampled: dict[int, list[str]]) -> Callable[..., list[list[Rollout]]]:
+    """Stands for `draw_rollouts`: what the reader says of each of `TEXTS`, greedily and in further tries."""
+    asked = [tuple(reader.chat_ids(ASK + text.strip())) for text in TEXTS]
+
+    def draw(_: object, prompts: list[list[int]], n: int, settings: Settings, **__: int) -> list[list[Rollout]]:
+        which = [asked.index(tuple(prompt)) for prompt in prompts]
+        said = [[greedy[i]] if settings.temperature == 0 else sampled[i] for i in which]
+        assert all(len(each) == n for each in said)
+        ids = [[tuple(reader.encode(words)) for words in each] for each in said]
+        return [[Rollout(k, i, (0.0,) * len(i), "length") for k, i in enumerate(each)] for each in ids]
+
+    return draw
+
+
 def test_right_words_of_its_own_count_and_copies_do_not(reader: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     written = ["hounds go a long way", "rain is wet", "", "charts lie even"]
     picks = {written[0]: 0, written[1]: 0, "": 0, written[3]: 1}
-    ids = [tuple(reader.encode(text)) for text in written]
-    answers = [[Rollout(0, i, (0.0,) * len(i), "length")] for i in ids]
-    monkeypatch.setattr(reader_module, "draw_rollouts", lambda *_: answers)
+    monkeypatch.setattr(reader_module, "draw_rollouts", paraphrases(reader, written, {1: ["Rain, is wet."] * TRIES}))
     monkeypatch.setattr(reader_module, "match_scores", lambda _m, text, given: np.eye(len(given))[picks[text]])
     found = understood(reader, TEXTS)
     assert (found.share.value, found.recognised.value, found.copied.value) == (0.25, 0.5, 0.25)
     assert found.share.n == 4
+
+
+def test_where_the_greedy_paraphrase_copies_the_first_sampled_one_of_its_own_stands(
+    reader: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = ["dogs run far", "wet is what falls", "tea keeps warm", "maps fold flat"]
+    tries = {
+        0: ["DOGS run far", "", "hounds go", "other"] + ["dogs run far"] * (TRIES - 4),
+        2: ["it says: tea keeps warm"] * TRIES,  # holds the sentence whole
+        3: ["maps fold flat"] * (TRIES - 1) + ["charts lie even"],
+    }
+    seen: list[str] = []
+
+    def scores(_: Model, text: str, given: Sequence[str]) -> np.ndarray:
+        seen.append(text)
+        return np.eye(len(given))[0]
+
+    monkeypatch.setattr(reader_module, "draw_rollouts", paraphrases(reader, written, tries))
+    monkeypatch.setattr(reader_module, "match_scores", scores)
+    found = understood(reader, TEXTS)
+    assert seen == ["hounds go", "wet is what falls", "tea keeps warm", "charts lie even"]
+    assert (found.share.value, found.recognised.value, found.copied.value) == (0.75, 1.0, 0.25)
 
 
 def test_bad_input(reader: Model) -> None:

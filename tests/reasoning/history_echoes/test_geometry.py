@@ -161,6 +161,16 @@ def test_degenerate_labels_give_a_reason(labels: list[int], dialogue: list[int],
     assert "nan" not in str(found.to_dict())
 
 
+def test_a_class_that_rests_on_one_dialogue_leaves_the_interval_open() -> None:
+    x = np.random.default_rng(0).normal(size=(16, 4)) + 1
+    dialogue, turn = np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)
+    labels = np.where(dialogue == 3, 0, turn % 2)  # where 3 is in a half, its fellow alone has both classes
+    assert any(first_half(dialogue, seed)[-1] for seed in SEEDS)
+    theta = measure_geometry(x, labels, dialogue, turn).theta
+    assert theta.value is not None
+    assert (theta.low, theta.high) == (None, None)
+
+
 def test_lengths_and_labels_are_checked() -> None:
     with pytest.raises(UsageError, match="lengths differ"):
         measure_geometry(np.zeros((3, 2)), np.zeros(2, dtype=int), np.zeros(3, dtype=int), np.zeros(3, dtype=int))

@@ -1,14 +1,16 @@
 """Legibility by a second model: can it say a sentence in other words, and tell which sentence its words stand for?
 
-1. The reader paraphrases each sentence (greedy).
+1. The reader paraphrases each sentence: greedily, and where that is a copy by the first of `TRIES` sampled
+   paraphrases that is none.
 2. It is shown the paraphrase alone, and the sentence stands among ``choices - 1`` others. For each candidate s the
    score is log P(s | paraphrase) - log P(s | no text); the highest one is what the reader takes the paraphrase for.
 3. A sentence counts when the pick is right and the paraphrase is no copy of it. Chance is at most 1 / choices.
 
-A copy shows no understanding: nonsense can be copied. Small readers copy much, so read the share beside that of the
-same sentences with their words in random order.
+A copy shows no understanding: nonsense can be copied, also in capitals or with commas in between. Small readers copy
+much, so read the share beside that of the same sentences with their words in random order.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -19,15 +21,15 @@ import torch
 from cutaway.errors import UsageError
 from cutaway.model import Model
 from cutaway.reasoning.rollouts import draw_rollouts
-from cutaway.sampling import LocalEngine, Settings
+from cutaway.sampling import LocalEngine, Rollout, Settings
 from cutaway.stats import Interval, wilson
 
 ASK = "Say the following in other words, in one short sentence.\n\n"
 MATCH = "Which sentence says the same as this text?\n\nText: "
 COPY = 0.9
-"""A paraphrase at least this similar to its sentence, word by word, is a copy."""
-LONGEST = 32
-"""Tokens of a paraphrase."""
+"""A paraphrase at least this similar to its sentence, or with this share of its words in their order, is a copy."""
+LONGEST, TRIES = 32, 8
+"""Tokens of a paraphrase, and how many are sampled of a sentence that the reader copies."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,35 @@ def understood(reader: Model, sentences: Sequence[str], *, choices: int = 4, see
         raise UsageError(
             f"{len(texts)} different sentences for choices={choices}: 2 choices or more, and as many texts"
         )
-    prompts = [reader.chat_ids(ASK + text) for text in texts]
-    answers = draw_rollouts(LocalEngine(reader), prompts, 1, Settings(0.0, 1.0, 0, LONGEST))
-    ends = reader.eos_ids
-    written = [reader.decode([token for token in answer.ids if token not in ends]).strip() for (answer,) in answers]
+    written = _paraphrases(reader, texts, seed)
     rng = np.random.default_rng(seed)
     right, copied = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=bool)
     for i, (text, words) in enumerate(zip(texts, written, strict=True)):
         others = rng.choice([k for k in range(len(texts)) if k != i], choices - 1, replace=False)
         scores = match_scores(reader, words, [text, *(texts[k] for k in others)])
         right[i] = bool(words) and scores[0] > scores[1:].max()
-        copied[i] = _similar(text, words) >= COPY
+        copied[i] = _is_copy(text, words)
     n = len(texts)
     return Understood(
         wilson(int((right & ~copied).sum()), n), wilson(int(right.sum()), n), wilson(int(copied.sum()), n)
     )
+
+
+def _paraphrases(reader: Model, texts: Sequence[str], seed: int) -> list[str]:
+    engine, prompts, ends = LocalEngine(reader), [reader.chat_ids(ASK + text) for text in texts], reader.eos_ids
+
+    def said(answer: Rollout) -> str:
+        return reader.decode([token for token in answer.ids if token not in ends]).strip()
+
+    written = [said(answer) for (answer,) in draw_rollouts(engine, prompts, 1, Settings(0.0, 1.0, 0, LONGEST))]
+    again = [i for i, text in enumerate(texts) if _is_copy(text, written[i])]
+    sampled = Settings(1.0, 0.95, 0, LONGEST)
+    for i, answers in zip(
+        again, draw_rollouts(engine, [prompts[i] for i in again], TRIES, sampled, seed=seed), strict=True
+    ):
+        own = (words for words in map(said, answers) if words and not _is_copy(texts[i], words))
+        written[i] = next(own, written[i])
+    return written
 
 
 def match_scores(reader: Model, text: str, candidates: Sequence[str]) -> np.ndarray:
@@ -87,5 +103,10 @@ def _logprobs(reader: Model, prompt: Sequence[int], candidates: Sequence[str]) -
     return np.asarray(totals.cpu().numpy())
 
 
-def _similar(a: str, b: str) -> float:
-    return SequenceMatcher(None, a.lower().split(), b.lower().split(), autojunk=False).ratio()
+def _is_copy(text: str, words: str) -> bool:
+    """Whether ``words`` are the sentence again, or hold it whole."""
+    ours, theirs = (re.sub(r"[\W_]+", " ", side.lower()).strip() for side in (text, words))
+    alike = SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
+    blocks = SequenceMatcher(None, ours.split(), theirs.split(), autojunk=False).get_matching_blocks()
+    held = sum(block.size for block in blocks) / max(1, len(ours.split()))
+    return max(alike, held) >= COPY

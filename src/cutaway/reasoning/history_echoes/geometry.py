@@ -36,6 +36,7 @@ from cutaway.reasoning.history_echoes.separation import (
     separation,
     why_undefined,
 )
+from cutaway.stats import Interval
 from cutaway.study import Finding
 
 KINDS = ("--", "-+", "+-", "++")
@@ -95,13 +96,14 @@ def measure_geometry(
     if not np.isfinite(angles).all():
         return _undefined("a class mean is zero: no angle", centred)
     theta = float(np.mean(angles))
-    reach = 1.96 * _jackknife_error(views, labels, dialogue)
+    reach = 1.96 * _jackknife_error(views, labels, dialogue)  # nan leaves the interval open
+    interval = Interval(theta, theta - reach, theta + reach, len(labels), 0.95)
     control, null_high, p = _null(views, labels, dialogue, theta, permutations, seed)
     moves = [_rotations(y, labels, dialogue, turn, half) for half, y in views]
     rotations = {kind: _mean([found[kind] for found in moves]) for kind in KINDS}
     auc, d_prime = separation(x, labels, dialogue, halves[0])
     return Geometry(
-        theta=Finding("theta", theta, theta - reach, theta + reach, n=len(labels), unit="degrees", control=control),
+        theta=Finding.of("theta", interval, unit="degrees", control=control),
         null_high=null_high,
         p=p,
         noise_floor=_floor_of(x, labels, halves),
