@@ -76,12 +76,11 @@ def _paraphrases(reader: Model, texts: Sequence[str], seed: int) -> list[str]:
     def said(answer: Rollout) -> str:
         return reader.decode([token for token in answer.ids if token not in ends]).strip()
 
-    written = [said(answer) for (answer,) in draw_rollouts(engine, prompts, 1, Settings(0.0, 1.0, 0, LONGEST))]
+    greedy, sampled = Settings(0.0, 1.0, 0, LONGEST), Settings(1.0, 0.95, 0, LONGEST)
+    written = [said(answer) for (answer,) in draw_rollouts(engine, prompts, 1, greedy)]
     again = [i for i, text in enumerate(texts) if _is_copy(text, written[i])]
-    sampled = Settings(1.0, 0.95, 0, LONGEST)
-    for i, answers in zip(
-        again, draw_rollouts(engine, [prompts[i] for i in again], TRIES, sampled, seed=seed), strict=True
-    ):
+    tries = draw_rollouts(engine, [prompts[i] for i in again], TRIES, sampled, seed=seed)
+    for i, answers in zip(again, tries, strict=True):
         own = (words for words in map(said, answers) if words and not _is_copy(texts[i], words))
         written[i] = next(own, written[i])
     return written
