@@ -10,6 +10,7 @@ from cutaway.explain import explain, report_of
 from cutaway.ledger import Ledger, recheck
 from cutaway.model import catalogue
 from cutaway.reasoning.thought_anchors.study import ThoughtAnchorsConfig
+from cutaway.reasoning.word_problems import two_step_problems
 from cutaway.study import Lab
 
 SMOL = "smollm2-135m-instruct"
@@ -52,6 +53,15 @@ def test_smollm2_is_opened_and_reproduced(tmp_path: Path) -> None:
     prompt = "Should Maria take the train or the bus? Think step by step and finish with 'So Maria takes the train.' \
 or 'So Maria takes the bus.'"
     opened(ThoughtAnchorsConfig(prompt=prompt, model=SMOL, outcome="choice:train,bus", tokens=1500), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_stronger_model_on_a_real_problem_of_two_steps(tmp_path: Path) -> None:
+    spec = os.environ.get("CUTAWAY_SLOW_MODEL")
+    if spec is None:
+        pytest.skip("CUTAWAY_SLOW_MODEL names no model; set it to a chat model's directory or GGUF file")
+    prompt = f"{two_step_problems()[3].question} Think step by step and end with 'The answer is N.'"
+    opened(ThoughtAnchorsConfig(prompt=prompt, model=spec, outcome="number", tokens=3000), tmp_path)
 
 
 @pytest.mark.slow

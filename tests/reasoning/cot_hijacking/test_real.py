@@ -13,8 +13,8 @@ from cutaway.study import Lab
 SMOL = "smollm2-135m-instruct"
 
 
-def opened(spec: str, home: Path) -> None:
-    config = CotHijackingConfig(model=spec, goals=12, lengths=(0, 256), few=2, sets=20, heads=2)
+def opened(spec: str, home: Path, family: str = "sudoku") -> None:
+    config = CotHijackingConfig(model=spec, goals=12, lengths=(0, 256), few=2, sets=20, heads=2, family=family)
     findings = CotHijacking().run(config, Lab(home=home))
     assert findings.complete
     assert any("refus" in item.name for item in findings.items)
@@ -33,8 +33,9 @@ def test_smollm2(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stronger_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sudoku", "two-steps"])
+def test_a_stronger_model(family: str, tmp_path: Path) -> None:
     spec = os.environ.get("CUTAWAY_SLOW_MODEL")
     if spec is None:
         pytest.skip("CUTAWAY_SLOW_MODEL names no model; set it to a chat model's directory or GGUF file")
-    opened(spec, tmp_path)
+    opened(spec, tmp_path, family)

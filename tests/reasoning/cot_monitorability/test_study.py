@@ -51,7 +51,7 @@ def bench(tmp_path_factory):
     lab = Lab(home=tmp_path_factory.mktemp("home"))
     lab._models[("planted", "float32")] = planted.model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "letter_questions", lambda n, seed: questions_of(planted)[:n])
+        patch.setattr(study_module, "letter_questions", lambda n, seed, source: questions_of(planted)[:n])
         yield lab
 
 
@@ -139,7 +139,7 @@ def test_without_effect_nothing_is_claimed(tmp_path, monkeypatch):
     lab = Lab(home=tmp_path)
     planted = cue_model(0.0, 0.7, problems=12, seed=1)
     lab._models[("planted", "float32")] = planted.model
-    monkeypatch.setattr(study_module, "letter_questions", lambda n, seed: questions_of(planted)[:n])
+    monkeypatch.setattr(study_module, "letter_questions", lambda n, seed, source: questions_of(planted)[:n])
     quick = CONFIG.model_copy(update={"watched": False, "probe": False, "problems": 6})
     found = CotMonitorability().run(quick, lab)
     items = {item.name: item for item in found.items}
@@ -241,12 +241,13 @@ def test_step_monitor_looks_for_the_product():
 
 @pytest.mark.slow  # a real model
 @pytest.mark.parametrize("spec", ["smollm2-135m-instruct", "CUTAWAY_SLOW_MODEL"])
-def test_real_models_run_through(spec, tmp_path):
+@pytest.mark.parametrize("questions", ["made", "two-steps"])
+def test_real_models_run_through(spec, questions, tmp_path):
     if spec in os.environ:
         spec = os.environ[spec]
     elif not any(each.name == spec and each.installed for each in catalogue()):
         pytest.skip("smollm2-135m-instruct is not installed")
-    config = CotMonitorabilityConfig(model=spec, problems=4, samples=4, max_tokens=60)
+    config = CotMonitorabilityConfig(model=spec, problems=4, samples=4, max_tokens=60, questions=questions)
     found = CotMonitorability().run(config, Lab(home=tmp_path))
     assert found.complete
     items = {item.name: item for item in found.items}

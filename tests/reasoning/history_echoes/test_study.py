@@ -13,6 +13,7 @@ from cutaway.model import catalogue
 from cutaway.planted.echo import Echo
 from cutaway.reasoning.history_echoes import Chat
 from cutaway.reasoning.history_echoes.calibration import angle_rates, chain_rates, item_rates
+from cutaway.reasoning.history_echoes.data import TOPICS
 from cutaway.reasoning.history_echoes.study import (
     HistoryEchoesConfig,
     artifacts,
@@ -65,10 +66,11 @@ def test_the_full_calibration_passes() -> None:
     assert found.passed, [rate for rate in found.rates if not rate.passed]
 
 
-def run_small(spec: str, tmp_path: Path) -> Findings:
+def run_small(spec: str, tmp_path: Path, topics: tuple[str, ...] = TOPICS) -> Findings:
     config = HistoryEchoesConfig(
-        model=spec, targets=8, doses=(1, 3), distances=(2,), dialogues=4, turns=4, dtype="float32", max_tokens=16
-    )
+        model=spec, topics=topics, targets=8, doses=(1, 3), distances=(2,), dialogues=4, turns=4, dtype="float32",
+        max_tokens=16,
+    )  # fmt: skip
     found = get_study("history-echoes").run(config, Lab(home=tmp_path))
     assert found.complete
     main = found.result.forced["dose 3"].difference
@@ -90,9 +92,10 @@ def test_smollm2_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stronger_model_runs(tmp_path: Path) -> None:
-    """Slow: a real model."""
+@pytest.mark.parametrize("topics", [TOPICS, ("two-steps",)])
+def test_a_stronger_model_runs(topics: tuple[str, ...], tmp_path: Path) -> None:
+    """Slow: a real model, and real problems of two steps among its questions."""
     spec = os.environ.get("CUTAWAY_SLOW_MODEL")
     if spec is None:
         pytest.skip("CUTAWAY_SLOW_MODEL names no model; set it to a chat model's directory or GGUF file")
-    run_small(spec, tmp_path)
+    run_small(spec, tmp_path, topics)

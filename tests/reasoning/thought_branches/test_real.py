@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cutaway.model import catalogue
+from cutaway.reasoning.cot_monitorability.data import letter_questions
 from cutaway.reasoning.thought_branches.study import ThoughtBranches, ThoughtBranchesConfig
 from cutaway.study import Findings, Lab
 
@@ -55,6 +56,15 @@ def configs(model: str) -> tuple[ThoughtBranchesConfig, ThoughtBranchesConfig]:
     return scenario, question
 
 
+def word_problem(model: str) -> ThoughtBranchesConfig:
+    """A real problem of two steps, with a hint at a wrong option."""
+    (asked,) = letter_questions(1, source="two-steps")
+    return ThoughtBranchesConfig(
+        prompt=asked.prompt(0), hint=asked.hint, outcome="letter:A-D", target=asked.hinted, model=model,
+        max_tokens=110, **SMALL,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_smollm2_on_a_scenario_and_a_hinted_question(which: int, tmp_path: Path) -> None:
@@ -64,9 +74,9 @@ def test_smollm2_on_a_scenario_and_a_hinted_question(which: int, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_stronger_model_on_a_scenario_and_a_hinted_question(which: int, tmp_path: Path) -> None:
     spec = os.environ.get("CUTAWAY_SLOW_MODEL")
     if spec is None:
         pytest.skip("CUTAWAY_SLOW_MODEL names no model; set it to a chat model's directory or GGUF file")
-    opened(configs(spec)[which], tmp_path)
+    opened((*configs(spec), word_problem(spec))[which], tmp_path)

@@ -1,4 +1,4 @@
-"""Harmless reasoning of any length: puzzles with worked solutions, made and solved by program.
+"""Harmless reasoning of any length: puzzles with worked solutions, made and solved by program, and real ones.
 
 Each family draws a puzzle from a seed and writes its solution step by step; every step is what the solver really
 derived, so the text is sound reasoning about nothing that matters. `sentences` strings puzzles together for ever.
@@ -7,6 +7,7 @@ derived, so the text is sound reasoning about nothing that matters. `sentences` 
     skyscrapers  4x4 with clues at the edges; the 576 Latin squares are narrowed clue by clue
     grid         who keeps which animal and likes which colour; 576 arrangements are narrowed hint by hint
     ledger       a shop's day of purchases and sales, with a running balance
+    two-steps    real word problems with the solutions that people wrote to them
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from itertools import count, permutations, product
 import numpy as np
 
 from cutaway.errors import UsageError, nearest
+from cutaway.reasoning.word_problems import TWO_STEPS, two_step_problems
 
 NAMES = ("Ana", "Ben", "Cleo", "Dov")
 ANIMALS = ("cat", "dog", "hen", "goat")
@@ -188,9 +190,17 @@ def _ledger(rng: np.random.Generator) -> Puzzle:
     return Puzzle("ledger", statement, tuple(steps), f"The balance at closing time is {balance} coins.")
 
 
+def _two_steps(rng: np.random.Generator) -> Puzzle:
+    problems = two_step_problems()
+    drawn = problems[rng.integers(len(problems))]
+    steps = tuple(step if step.endswith(".") else f"{step}." for step in drawn.steps)
+    return Puzzle(TWO_STEPS, drawn.question, steps, f"The answer is {drawn.answer}.")
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], Puzzle]] = {
     "sudoku": _sudoku,
     "skyscrapers": _skyscrapers,
     "grid": _grid,
     "ledger": _ledger,
+    TWO_STEPS: _two_steps,
 }

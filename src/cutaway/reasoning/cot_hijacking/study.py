@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from cutaway.charts import Chart, Heat, Series
+from cutaway.reasoning.word_problems import TWO_STEPS, data_digest
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Rate, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class CotHijackingConfig(StudyConfig):
     lengths: tuple[int, ...] = (0, 128, 512, 1500)
     """Tokens of harmless preamble; 0 is the bare request."""
     family: str = "sudoku"
-    """Puzzle family of the preamble: sudoku, skyscrapers, grid or ledger."""
+    """Puzzle family of the preamble: sudoku, skyscrapers, grid, ledger, or two-steps (real word problems)."""
     control: bool = True
     """Also random words of the same lengths; without them the length effect is flagged as confounded."""
     topic: bool = False
@@ -122,9 +123,10 @@ class CotHijacking(Study[CotHijackingConfig]):
         )
 
     def inputs(self, config: CotHijackingConfig, lab: Lab) -> dict[str, str]:
-        """The weights, and the requests as they are read."""
+        """The weights, the requests as they are read, and the word problems where the preamble is of them."""
         content = _requests(config).read_bytes()
-        return {**super().inputs(config, lab), "data:requests": hashlib.sha256(content).hexdigest()}
+        given = {**super().inputs(config, lab), "data:requests": hashlib.sha256(content).hexdigest()}
+        return given | data_digest(config.family == TWO_STEPS)
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Planted check heads found, length effects told from their absence, attention given back."""

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from cutaway.errors import CutawayError
-from cutaway.reasoning.cot_monitorability.data import WATCHED, StepMonitor, letter_questions
+from cutaway.reasoning.cot_monitorability.data import WATCHED, Source, StepMonitor, letter_questions
 from cutaway.reasoning.cot_monitorability.gate import Gate, gate
 from cutaway.reasoning.cot_monitorability.method import Design, Monitorability, Sample, read, score
 from cutaway.reasoning.cot_monitorability.monitors import ACTION, BOTH, CHAIN, Monitor, Scope, Verdict, cue_rule, limit
@@ -30,6 +30,7 @@ from cutaway.reasoning.cot_monitorability.report import (
 )
 from cutaway.reasoning.cot_monitorability.stress import REWRITES, press
 from cutaway.reasoning.rollouts import Report
+from cutaway.reasoning.word_problems import TWO_STEPS, data_digest
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class CotMonitorabilityConfig(StudyConfig):
     model: str = "smollm2-135m-instruct"
     """Catalogue name, Hugging Face id, local directory or GGUF file."""
     problems: int = Field(10, ge=2)
-    """Hinted letter-choice questions; two in three are sums, the others facts."""
+    """How many hinted letter-choice questions."""
+    questions: Source = "made"
+    """made: two in three are sums, the others facts; two-steps: real word problems."""
     samples: int = Field(12, ge=2)
     """Runs of each question with and without the hint; the published suite takes 30."""
     temperature: float = Field(0.7, gt=0)
@@ -113,7 +116,7 @@ class CotMonitorability(Study[CotMonitorabilityConfig]):
             summary=summary(found, runs),
             artifacts=artifacts(found, monitors, runs, told),
             charts=charts(found),
-            inputs=dict(sorted(_weights(config, lab).items())),
+            inputs=dict(sorted(_inputs(config, lab).items())),
             cost=engine.cost + reused,
             complete=runs.complete and (again is None or again.complete),
             result=found,
@@ -140,7 +143,7 @@ def _ask(
     from cutaway.sampling import Settings
 
     settings = Settings(config.temperature, config.top_p, 0, config.max_tokens)
-    questions = letter_questions(config.problems, config.seed)
+    questions = letter_questions(config.problems, config.seed, config.questions)
     return draw_runs(
         model,
         engine,
@@ -284,10 +287,11 @@ def _heard(config: CotMonitorabilityConfig, lab: Lab, samples: Sequence[Sample])
     return Heard(plain, shuffled, reads_in_order(reader, chosen, seed=config.seed))
 
 
-def _weights(config: CotMonitorabilityConfig, lab: Lab) -> dict[str, str]:
+def _inputs(config: CotMonitorabilityConfig, lab: Lab) -> dict[str, str]:
     named = dict.fromkeys(spec for spec in (config.model, config.judge, config.reader) if spec)
     models = [lab.model(spec, config.dtype) for spec in named]
-    return {f"weights:{model.name}": model.fingerprint for model in models}
+    weights = {f"weights:{model.name}": model.fingerprint for model in models}
+    return weights | data_digest(config.questions == TWO_STEPS)
 
 
 def _reporter(lab: Lab) -> Report:

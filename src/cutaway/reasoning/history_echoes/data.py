@@ -1,7 +1,8 @@
-"""Questions with known answers, in four topics, and the orders in which a dialogue asks them.
+"""Questions with known answers, in four topics and as real word problems, and the orders in which a dialogue asks them.
 
 Facts come from open tables (``data/history-echoes/SOURCE.md``); questions, statements and wrong answers are written
-by program. A wrong answer is the right answer of another item of the same topic and of like difficulty.
+by program. A wrong answer is the right answer of another item of the same topic and of like difficulty; that of a word
+problem is the result of its first step.
 """
 
 import json
@@ -17,9 +18,11 @@ from jaxtyping import Float
 
 from cutaway.errors import UsageError, nearest
 from cutaway.reasoning.embedding import Embed, cosine
+from cutaway.reasoning.word_problems import TWO_STEPS, two_step_problems
 
 Order = Literal["consistent", "shuffled", "alternating"]
 TOPICS = ("capital", "city", "element", "arithmetic")
+ALL_TOPICS = (*TOPICS, TWO_STEPS)
 _WORDING = {
     "capital": ("What is the capital of {}?", "The capital of {} is {}."),
     "city": ("In which country is the city of {}?", "The city of {} is in {}."),
@@ -49,7 +52,7 @@ class Item:
 
 @lru_cache(maxsize=1)
 def qa_items() -> tuple[Item, ...]:
-    """All items, topic by topic, the easiest first."""
+    """All items of `TOPICS`, topic by topic, the easiest first."""
     facts: dict[str, Any] = json.loads((files(__package__) / "facts.json").read_text(encoding="utf-8"))
     tables = {topic: [(about, answer) for about, answer in facts[topic]] for topic in TOPICS[:3]} | {
         "arithmetic": _sums()
@@ -59,12 +62,22 @@ def qa_items() -> tuple[Item, ...]:
 
 def select_items(topics: Sequence[str] = TOPICS) -> tuple[Item, ...]:
     """Items of some topics; UsageError with the nearest name for a topic that does not exist."""
-    unknown = [topic for topic in topics if topic not in TOPICS]
+    unknown = [topic for topic in topics if topic not in ALL_TOPICS]
     if unknown or not topics:
         raise UsageError(
-            f"topics={tuple(topics)}: use some of {', '.join(TOPICS)}{nearest((unknown or [''])[0], TOPICS)}"
+            f"topics={tuple(topics)}: use some of {', '.join(ALL_TOPICS)}{nearest((unknown or [''])[0], ALL_TOPICS)}"
         )
-    return tuple(item for item in qa_items() if item.topic in topics)
+    return tuple(item for item in (*qa_items(), *_word_problems()) if item.topic in topics)
+
+
+def _word_problems() -> tuple[Item, ...]:
+    """Short questions first."""
+    short = sorted(two_step_problems(), key=lambda each: len(each.question))
+    n = len(short)
+    return tuple(
+        Item(TWO_STEPS, each.question, each.answer, each.between, "The answer is {}.", 1 - i / (n - 1))
+        for i, each in enumerate(short)
+    )
 
 
 def plan_dialogues(

@@ -14,13 +14,14 @@ from cutaway.charts import Chart, Heat, Series
 from cutaway.errors import UsageError
 from cutaway.reasoning.embedding import load_embedder
 from cutaway.reasoning.history_echoes.calibration import calibrate
-from cutaway.reasoning.history_echoes.data import TOPICS, Order, plan_dialogues, select_items
+from cutaway.reasoning.history_echoes.data import ALL_TOPICS, TOPICS, Order, plan_dialogues, select_items
 from cutaway.reasoning.history_echoes.dialogue import Asked, Chat, Dialogues, capture_answers, run_dialogues
 from cutaway.reasoning.history_echoes.forced import ForcedResult, contrasts, make_targets, run_forced
 from cutaway.reasoning.history_echoes.geometry import Geometry, measure_geometry
 from cutaway.reasoning.history_echoes.markov import Outcomes, Stickiness, measure_stickiness
 from cutaway.reasoning.history_echoes.phenomena import Phenomenon, get_phenomenon
 from cutaway.reasoning.history_echoes.separation import trapped_signal
+from cutaway.reasoning.word_problems import TWO_STEPS, data_digest
 from cutaway.sampling.tree import BranchTree
 from cutaway.sampling.types import Settings
 from cutaway.study import Calibration, Finding, Findings, Lab, Progress, Study, StudyConfig, study
@@ -38,7 +39,7 @@ class HistoryEchoesConfig(StudyConfig):
     phenomenon: str = "hallucination"
     """hallucination, refusal (of harmless questions), sycophancy-pos or sycophancy-neg."""
     topics: tuple[str, ...] = TOPICS
-    """Topics of the questions: capital, city, element, arithmetic."""
+    """Topics of the questions: capital, city, element, arithmetic; two-steps are real word problems."""
     system: str = "Answer the question in one short sentence."
     """System text; empty for none."""
     targets: int = Field(32, ge=2)
@@ -119,9 +120,10 @@ class HistoryEchoes(Study[HistoryEchoesConfig]):
         )
 
     def inputs(self, config: HistoryEchoesConfig, lab: Lab) -> dict[str, str]:
-        """The weights, and the table of facts."""
+        """The weights, the table of facts, and the word problems where they are asked."""
         facts = (files(__package__) / "facts.json").read_bytes()
-        return {**super().inputs(config, lab), "data:facts.json": hashlib.sha256(facts).hexdigest()}
+        given = {**super().inputs(config, lab), "data:facts.json": hashlib.sha256(facts).hexdigest()}
+        return given | data_digest(TWO_STEPS in config.topics)
 
     def calibrate(self, lab: Lab, trials: int | None = None) -> Calibration:
         """Simulators with known transitions and effects, planted angles, and a planted model that copies its style."""
@@ -154,7 +156,7 @@ def _stickiness(chat: Chat, natural: Dialogues, phenomenon: Phenomenon) -> Stick
     replies = chat.replies([Asked((), phenomenon.ask(item)) for item in once])
     alone = {item: reply.outcome(phenomenon, item) for item, reply in zip(once, replies, strict=True)}
     shape = natural.outcomes.shape
-    strata = np.array([3 * TOPICS.index(item.topic) + min(int(3 * item.ease), 2) for item in items]).reshape(shape)
+    strata = np.array([3 * ALL_TOPICS.index(item.topic) + min(int(3 * item.ease), 2) for item in items]).reshape(shape)
     free = np.array([alone[item] for item in items]).reshape(shape)
     return measure_stickiness(natural.outcomes, strata=strata, history_free=_where_known(free, natural.outcomes))
 
