@@ -187,8 +187,9 @@ def test_three_steps_equal_hugging_faces_trainer(lora: bool, tmp_path: Path) -> 
     rows = [Row(e[0].ids, tuple(float(w > 0) for w in e[0].weights)) for e in plain.examples]
     data = data_of([[row] for row in rows], context=24)
     config = TrainConfig(
-        rate=0.02, batch=2, accumulate=2, steps=3, warm_up=1, weight_decay=0.1, clip=0.5, shuffle=False, bucket=1
-    )
+        rate=0.02, batch=2, accumulate=2, steps=3, warm_up=1, weight_decay=0.1, clip=0.5, shuffle=False, bucket=1,
+        precision="float32",
+    )  # fmt: skip
     ours, theirs = tiny(), tiny()
     if lora:
         ours, theirs = (
@@ -213,7 +214,8 @@ def test_accumulation_changes_nothing_but_memory() -> None:
     for batch, accumulate in ((8, 1), (2, 4)):
         model = tiny()
         unfreeze(model)
-        done = train(model, data, TrainConfig(rate=0.01, batch=batch, accumulate=accumulate, steps=2, bucket=1))
+        config = TrainConfig(rate=0.01, batch=batch, accumulate=accumulate, steps=2, bucket=1, precision="float32")
+        done = train(model, data, config)
         weights.append((done.history[-1].loss, model.hf.lm_head.weight.detach().clone()))
     assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
     assert torch.allclose(weights[0][1], weights[1][1], atol=1e-5)
