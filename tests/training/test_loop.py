@@ -146,7 +146,8 @@ def test_dense_checkpoints_hold_the_adapter_and_where_it_came_from(tmp_path: Pat
         load_checkpoint(add_lora(tiny(), LoraSpec(layers=(0,))), done.checkpoints[4])
 
 
-def test_edits_are_in_training_and_off_for_probes_and_after() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_edits_are_in_training_and_off_for_probes_and_after(precision: str) -> None:
     direction = torch.zeros(16)
     direction[3] = 1.0
     edit = Project("resid_post.0", direction)
@@ -163,7 +164,8 @@ def test_edits_are_in_training_and_off_for_probes_and_after() -> None:
             inside.append(along(model)["size"])
             return super().__call__(model, batch)
 
-    done = train(model, DATA, CONFIG, objective=Watching(), edits=[edit], probes={"along": along})
+    config = replace(CONFIG, precision=precision)
+    done = train(model, DATA, config, objective=Watching(), edits=[edit], probes={"along": along})
     assert max(inside) < 1e-6
     assert all(each.values["along.size"] > 1e-3 for each in done.probed)
     assert [each.step for each in done.probed] == [0, 8]

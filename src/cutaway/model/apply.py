@@ -65,7 +65,8 @@ class _Running:
     def _arithmetic(self, value: Tensor, operand: Tensor | None) -> Tensor:
         edit = self.edit
         if isinstance(edit, Project):
-            return _project(value, self._directions(value), edit.keep)
+            with torch.autocast(value.device.type, enabled=False):  # products in bf16 would leave a trace of the span
+                return _project(value, self._directions(value), edit.keep)
         if isinstance(edit, Mask):
             return value * _keep(edit, value) if edit.index is not None else torch.zeros_like(value)
         if isinstance(edit, Scale) and operand is None:
