@@ -51,3 +51,5 @@ def settle(service: Service, seconds: float = 10.0) -> None:
     while service.load:
         assert time.monotonic() < end, f"{service.load} rows are stuck"
         time.sleep(0.01)
+    with service.borrowed():
+        pass  # rows end inside a turn: only after it are its edits off the model
