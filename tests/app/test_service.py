@@ -197,7 +197,9 @@ def test_little_memory_and_few_seats_make_it_slower_not_wrong(tiny: Model) -> No
 
 def test_a_group_that_waits_is_not_kept_out_by_one_that_never_rests(tiny: Model) -> None:
     service = Service(tiny, Limits(rows=2, waiting=100))
-    crowd = [Asked("the cat", tiny, 2, seed=i) for i in range(12)]
+    # Longer than a few turns of a fast machine, which may end all of a small crowd before the other one is asked after.
+    long = replace(WARM, max_tokens=60)
+    crowd = [Asked("the cat", tiny, 2, seed=i, settings=long) for i in range(12)]
     other = Asked("the cat", tiny, 1, edits=steered(tiny))
     with service.borrowed():
         for job in [*crowd[:6], other, *crowd[6:]]:
