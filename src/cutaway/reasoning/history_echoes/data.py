@@ -70,6 +70,7 @@ def select_items(topics: Sequence[str] = TOPICS) -> tuple[Item, ...]:
     return tuple(item for item in (*qa_items(), *_word_problems()) if item.topic in topics)
 
 
+@lru_cache(maxsize=1)
 def _word_problems() -> tuple[Item, ...]:
     """Short questions first."""
     short = sorted(two_step_problems(), key=lambda each: len(each.question))
